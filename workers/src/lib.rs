@@ -1,0 +1,1 @@
+//! `inferq-worker` as a library: everything but the command line.
