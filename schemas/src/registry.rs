@@ -14,6 +14,37 @@ use crate::subject::{Lane, Token};
 pub struct Registry {
     #[serde(default)]
     pub models: Vec<Model>,
+    #[serde(default)]
+    pub storage: Storage,
+}
+
+/// How much the server keeps, and how often.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Storage {
+    /// Copies of every stream: 1, or 3 and 5 in a cluster.
+    pub replicas: usize,
+    /// Bytes of waiting jobs; above it publishers are refused.
+    pub jobs_bytes: i64,
+    pub results_bytes: i64,
+    /// How long a result can be fetched.
+    pub results_age_seconds: u64,
+    pub logs_bytes: i64,
+    pub blobs_bytes: i64,
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        const GIB: i64 = 1 << 30;
+        Self {
+            replicas: 1,
+            jobs_bytes: 4 * GIB,
+            results_bytes: 8 * GIB,
+            results_age_seconds: 7 * 24 * 3600,
+            logs_bytes: GIB,
+            blobs_bytes: 4 * GIB,
+        }
+    }
 }
 
 /// One model: its name on the wire, where its weights come from, how it is run.
