@@ -106,6 +106,8 @@ pub struct Limits {
     pub batch: usize,
     /// Tokens of one input; unset is the model's own limit.
     pub prompt_tokens: Option<usize>,
+    /// Tokens generated for one prompt.
+    pub completion_tokens: usize,
     /// Inputs in one job.
     pub inputs: usize,
     /// Deliveries of one job before it is given up.
@@ -122,6 +124,7 @@ impl Default for Limits {
             in_flight: 64,
             batch: 32,
             prompt_tokens: None,
+            completion_tokens: 4096,
             inputs: 2048,
             attempts: 3,
             ack_wait_seconds: 30,
@@ -244,6 +247,7 @@ impl Model {
         }
         let positive = [
             ("limits.batch", limits.batch as u64),
+            ("limits.completion_tokens", limits.completion_tokens as u64),
             ("limits.inputs", limits.inputs as u64),
             ("limits.attempts", limits.attempts.into()),
             ("limits.ack_wait_seconds", limits.ack_wait_seconds),
