@@ -2,6 +2,9 @@
 //!
 //! It depends on serde and friends only: no tokio, no NATS client, no candle.
 
+/// The name under which workers answer on the NATS services API.
+pub const WORKER_SERVICE: &str = "inferq-worker";
+
 pub mod codec;
 pub mod completions;
 pub mod embeddings;

@@ -1,1 +1,15 @@
 //! `inferq-worker` as a library: everything but the command line.
+
+pub mod admin;
+pub mod config;
+mod delivery;
+pub mod endpoint;
+pub mod engine;
+pub mod fetch;
+mod joblog;
+pub mod metrics;
+mod outcome;
+pub mod presence;
+mod pull;
+pub mod reply;
+pub mod worker;

@@ -1,0 +1,15 @@
+//! Batch files: an OpenAI batch input file in, output and error file out.
+//!
+//! Memory is bounded by the rows in flight and one bit a row, whatever the size of the file. A run that was cut off is
+//! continued by running it again: what is in the output files is done, what was answered meanwhile is read back from the
+//! result stream, and the rest is published under the same job ids, which the server keeps apart from new ones.
+
+mod bits;
+mod input;
+mod output;
+mod run;
+mod state;
+mod unique;
+
+pub use input::{InputError, Problem, Row};
+pub use run::{Options, Progress, Summary, run};

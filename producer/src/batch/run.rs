@@ -1,0 +1,303 @@
+//! One run of a batch file: check, take up, publish within a window, collect, finish.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_nats::jetstream::Message;
+use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+use schemas::codec::Encoding;
+use schemas::result::{ErrorBody, ErrorObject, JobResult, Response};
+use schemas::subject::{Address, JobId, Lane, ReplyTokens, Token};
+use schemas::{header, stream};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::input::{self, Checked, Row, Rules};
+use super::output::{Outputs, errors_path, row_of};
+use super::state::{self, State};
+use crate::client::{Client, Submission, SubmitError, Submitted};
+use crate::pool::Pool;
+
+/// How often the files are flushed and progress is told.
+const TICK: Duration = Duration::from_millis(250);
+/// Rows read ahead of the window.
+const READ_AHEAD: usize = 256;
+/// How long a resumed run waits for one more stored result before it takes them all as read.
+const CATCH_UP_SILENCE: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub input: PathBuf,
+    pub output: PathBuf,
+    /// Where failed rows go; beside the output by default.
+    pub errors: Option<PathBuf>,
+    pub tenant: String,
+    /// For rows that name no service tier.
+    pub lane: Lane,
+    /// Rows published and not answered, at most.
+    pub window: usize,
+    /// Forget an earlier run.
+    pub restart: bool,
+}
+
+/// How far a run is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    pub stage: Stage,
+    pub rows: u64,
+    /// Rows in the output and error file, those of earlier runs included.
+    pub done: u64,
+    pub failed: u64,
+    /// Rows of earlier runs.
+    pub resumed: u64,
+    pub in_flight: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stage {
+    #[default]
+    Checking,
+    CatchingUp,
+    Running,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    pub rows: u64,
+    pub failed: u64,
+    pub resumed: u64,
+    /// Whether it was stopped before the end.
+    pub stopped: bool,
+}
+
+/// Runs a batch file to its end, or until `stop`. It can be run again in either case.
+pub async fn run(
+    pool: &Pool,
+    options: &Options,
+    progress: &watch::Sender<Progress>,
+    stop: &CancellationToken,
+) -> anyhow::Result<Summary> {
+    let client = Client::new(pool.get().await?.clone());
+    let checked = check(&client, options).await?;
+    let errors = options.errors.clone().unwrap_or_else(|| errors_path(&options.output));
+    if options.restart {
+        for path in [&options.output, &errors, &state::path_of(&options.output)] {
+            remove(path)?;
+        }
+    }
+    let (state, is_resumed) = match state::load(&options.output, &checked)? {
+        Some(state) => (state, true),
+        None => (begin(&client, options, &checked).await?, false),
+    };
+    let outputs = Outputs::open(&options.output, &errors, &state.batch_id, state.rows)?;
+    let resumed = outputs.done.count();
+    let mut results = results(&client, &state).await?;
+    let mut run = Run { pool, options, state, outputs, resumed, submitted: super::bits::Bits::default(), in_flight: 0 };
+    run.submitted = super::bits::Bits::new(run.state.rows);
+    run.tell(progress, Stage::CatchingUp);
+    if is_resumed {
+        run.catch_up(&client, &mut results).await?;
+    }
+    let stopped = run.pump(&mut results, progress, stop).await?;
+    let summary = Summary { rows: run.state.rows, failed: run.outputs.failed, resumed, stopped };
+    run.outputs.finish()?;
+    Ok(summary)
+}
+
+/// The state of a run in progress.
+struct Run<'a> {
+    pool: &'a Pool,
+    options: &'a Options,
+    state: State,
+    outputs: Outputs,
+    resumed: u64,
+    submitted: super::bits::Bits,
+    in_flight: u64,
+}
+
+type Results = futures::stream::BoxStream<'static, anyhow::Result<Message>>;
+
+impl Run<'_> {
+    /// Reads the results that were stored since the run began, so that no finished row is sent again.
+    async fn catch_up(&mut self, client: &Client, results: &mut Results) -> anyhow::Result<()> {
+        let info = client.connection.jetstream.get_stream(stream::RESULTS).await?;
+        let last = info.cached_info().state.last_sequence;
+        loop {
+            // The last stored result may be another tenant's, which this reader never sees.
+            let Ok(Some(message)) = tokio::time::timeout(CATCH_UP_SILENCE, results.next()).await else { return Ok(()) };
+            let message = message?;
+            let (sequence, pending) = message.info().map(|info| (info.stream_sequence, info.pending)).map_err(anyhow::Error::from_boxed)?;
+            self.take(&message)?;
+            if sequence >= last || pending == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Publishes what is not done and collects results until all rows are done. True if stopped before.
+    async fn pump(&mut self, results: &mut Results, progress: &watch::Sender<Progress>, stop: &CancellationToken) -> anyhow::Result<bool> {
+        let mut rows = read_rows(self.options.input.clone())?;
+        let mut all_read = false;
+        let mut publishing = FuturesUnordered::new();
+        let mut ticks = tokio::time::interval(TICK);
+        while self.outputs.done.count() < self.state.rows {
+            let has_room = self.in_flight < self.options.window as u64;
+            tokio::select! {
+                () = stop.cancelled() => return Ok(true),
+                Some(message) = results.next() => self.take(&message?)?,
+                Some((row, published)) = publishing.next(), if !publishing.is_empty() => self.published(row, published)?,
+                row = rows.recv(), if has_room && !all_read => match row {
+                    Some(row) => {
+                        let row: Row = row?;
+                        if !self.outputs.done.contains(row.number) && self.submitted.insert(row.number) {
+                            self.in_flight += 1;
+                            publishing.push(publish(self.pool, self.submission(&row)?, row));
+                        }
+                    }
+                    None => all_read = true,
+                },
+                _ = ticks.tick() => {
+                    self.outputs.flush()?;
+                    self.tell(progress, Stage::Running);
+                }
+            }
+        }
+        self.tell(progress, Stage::Running);
+        Ok(false)
+    }
+
+    /// Takes a result that may be one of ours.
+    fn take(&mut self, message: &Message) -> anyhow::Result<()> {
+        let job_id = message.subject.rsplit('.').next().unwrap_or_default();
+        let Some(row) = row_of(job_id, &self.state.batch_id) else { return Ok(()) };
+        let status = message.headers.as_ref().and_then(|headers| headers.get(header::STATUS)).map(|value| value.as_str());
+        let is_success = status.is_some_and(|status| status.starts_with('2'));
+        self.finish(row, &message.payload, is_success)
+    }
+
+    /// A row that could not be published ends in the error file; all others wait for their result.
+    fn published(&mut self, row: Row, published: Result<Submitted, SubmitError>) -> anyhow::Result<()> {
+        let Err(error) = published else { return Ok(()) };
+        let code = match error {
+            SubmitError::UnknownModel { .. } => "model_not_found",
+            SubmitError::TooLarge { .. } => "request_too_large",
+            SubmitError::Address(_) | SubmitError::Failed(_) => "not_published",
+        };
+        let job_id = format!("{}-{}", self.state.batch_id, row.number);
+        let body = ErrorBody { error: ErrorObject::invalid(code, None, error.to_string()) };
+        let response = Some(Response { status_code: 400, request_id: job_id.clone(), body });
+        let result = JobResult { id: job_id, custom_id: row.custom_id, response, error: None };
+        self.finish(row.number, &Encoding::Json.encode(&result), false)
+    }
+
+    fn finish(&mut self, row: u64, line: &[u8], is_success: bool) -> anyhow::Result<()> {
+        if self.outputs.write(row, line, is_success)? && self.submitted.contains(row) {
+            self.in_flight -= 1;
+        }
+        Ok(())
+    }
+
+    fn submission(&self, row: &Row) -> anyhow::Result<Submission> {
+        let address = Address {
+            model: row.model.clone(),
+            lane: row.lane.unwrap_or(self.options.lane),
+            tenant: self.state.tenant.clone(),
+            job_id: JobId::new(format!("{}-{}", self.state.batch_id, row.number))?,
+        };
+        Ok(Submission { address, encoding: Encoding::Json, payload: row.payload.clone(), deadline: None })
+    }
+
+    fn tell(&self, progress: &watch::Sender<Progress>, stage: Stage) {
+        progress.send_replace(Progress {
+            stage,
+            rows: self.state.rows,
+            done: self.outputs.done.count(),
+            failed: self.outputs.failed,
+            resumed: self.resumed,
+            in_flight: self.in_flight,
+        });
+    }
+}
+
+/// Publishes one row for as long as it takes: a full stream or an absent server is waited for.
+async fn publish(pool: &Pool, submission: Submission, row: Row) -> (Row, Result<Submitted, SubmitError>) {
+    loop {
+        let result = match pool.get().await {
+            Ok(connection) => {
+                let client = Client::new(connection.clone());
+                // The pool lends connections for the moment of sending; many publishes wait on one of them.
+                drop(connection);
+                client.submit(&submission).await
+            }
+            Err(error) => Err(SubmitError::Failed(connect::PublishFailure::Unconfirmed(error.to_string()))),
+        };
+        match result {
+            Err(SubmitError::Failed(failure)) if failure.is_transient() => {
+                tracing::warn!(%failure, row = row.number, "row not published yet, trying again");
+            }
+            result => return (row, result),
+        }
+    }
+}
+
+async fn check(client: &Client, options: &Options) -> anyhow::Result<Checked> {
+    let registered = client.registered().await?.into_iter().collect();
+    let rules = Rules { registered, lane: options.lane, payload_bytes_max: client.connection.client.max_payload() - HEADER_ROOM };
+    let path = options.input.clone();
+    Ok(tokio::task::spawn_blocking(move || input::check(&path, &rules, |_| {})).await??)
+}
+
+/// The payload limit of the server counts headers too; ours take less than this.
+const HEADER_ROOM: usize = 512;
+
+async fn begin(client: &Client, options: &Options, checked: &Checked) -> anyhow::Result<State> {
+    let results = client.connection.jetstream.get_stream(stream::RESULTS).await;
+    let results = results.with_context(|| format!("stream {}; run `inferq setup`", stream::RESULTS))?;
+    let state = State {
+        batch_id: format!("batch_{}", Uuid::now_v7().simple()),
+        rows: checked.rows,
+        input_sha256: checked.sha256.clone(),
+        tenant: options.tenant.clone(),
+        results_after: results.cached_info().state.last_sequence,
+    };
+    state::save(&options.output, &state)?;
+    Ok(state)
+}
+
+/// All results of the tenant since the run began, in order and without gaps, over reconnects too.
+async fn results(client: &Client, state: &State) -> anyhow::Result<Results> {
+    let stream = client.connection.jetstream.get_stream_no_info(stream::RESULTS).await?;
+    let tenant = Token::encode(&state.tenant)?;
+    let config = pull::OrderedConfig {
+        filter_subject: ReplyTokens { tenant: tenant.as_str(), job_id: "*" }.result_subject(),
+        deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: state.results_after + 1 },
+        ..Default::default()
+    };
+    let messages = stream.create_consumer(config).await?.messages().await?;
+    Ok(messages.map(|message| message.map_err(anyhow::Error::from)).boxed())
+}
+
+fn read_rows(path: PathBuf) -> anyhow::Result<mpsc::Receiver<std::io::Result<Row>>> {
+    let rows = input::rows(&path)?;
+    let (sender, receiver) = mpsc::channel(READ_AHEAD);
+    tokio::task::spawn_blocking(move || {
+        for row in rows {
+            if sender.blocking_send(row).is_err() {
+                return;
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+fn remove(path: &std::path::Path) -> anyhow::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).with_context(|| path.display().to_string()),
+        _ => Ok(()),
+    }
+}

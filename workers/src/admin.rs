@@ -1,0 +1,74 @@
+//! The admin port: `/livez`, `/readyz` and `/metrics`. Liveness never depends on NATS: a restart would not bring it back.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::{Metrics, Readings};
+
+/// Where a worker stands in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Loading,
+    Running,
+    Draining,
+    /// The engine's thread is gone: only a restart helps.
+    Broken,
+}
+
+/// What the admin port shows.
+#[derive(Clone)]
+pub struct Admin {
+    pub phase: watch::Receiver<Phase>,
+    pub metrics: Arc<Metrics>,
+    /// Read when metrics or readiness are asked for.
+    pub readings: Arc<dyn Fn() -> Readings + Send + Sync>,
+}
+
+/// Listens, and serves until `stop`. Gives the address, since port 0 is allowed.
+pub async fn serve(address: SocketAddr, admin: Admin, stop: CancellationToken) -> std::io::Result<SocketAddr> {
+    let listener = TcpListener::bind(address).await?;
+    let bound = listener.local_addr()?;
+    let router = Router::new()
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .with_state(admin);
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await {
+            tracing::error!(%error, "admin port failed");
+        }
+    });
+    Ok(bound)
+}
+
+async fn livez(State(admin): State<Admin>) -> impl IntoResponse {
+    match *admin.phase.borrow() {
+        Phase::Broken => (StatusCode::SERVICE_UNAVAILABLE, "the engine has stopped\n"),
+        _ => (StatusCode::OK, "ok\n"),
+    }
+}
+
+async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
+    let phase = *admin.phase.borrow();
+    match phase {
+        Phase::Running if !(admin.readings)().nats_connected => (StatusCode::SERVICE_UNAVAILABLE, "not connected to nats\n"),
+        Phase::Running => (StatusCode::OK, "ok\n"),
+        Phase::Loading => (StatusCode::SERVICE_UNAVAILABLE, "loading the model\n"),
+        Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+        Phase::Broken => (StatusCode::SERVICE_UNAVAILABLE, "the engine has stopped\n"),
+    }
+}
+
+async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
+    let text = admin.metrics.render((admin.readings)());
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+}

@@ -1,0 +1,166 @@
+//! Endpoints: a job's body becomes sequences for the engine, the engine's outputs become the response's body.
+//!
+//! Pure code: no NATS, no engine thread. A mistake of the producer is a [`Reject`] with OpenAI's error object.
+
+mod completions;
+mod embeddings;
+
+use schemas::codec::DecodeError;
+use schemas::completions::{ChatCompletionResponse, CompletionResponse};
+use schemas::embeddings::EmbeddingResponse;
+use schemas::input::Prompt;
+use schemas::job::{Endpoint, Job};
+use schemas::log::Usage;
+use schemas::registry::{Limits, Model, Task};
+use schemas::result::{ErrorBody, ErrorObject};
+use serde::Serialize;
+
+use crate::engine::text::Text;
+use crate::engine::{Output, Sequence};
+
+/// The producer's mistake: an HTTP status below 500 and what to tell it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reject {
+    pub status: u16,
+    pub error: ErrorObject,
+}
+
+/// A job that can be run: its sequences, and how to answer it.
+#[derive(Debug)]
+pub struct Plan {
+    pub sequences: Vec<Sequence>,
+    pub answer: Answer,
+}
+
+/// How the outputs of a plan become a body.
+#[derive(Debug)]
+pub enum Answer {
+    Embeddings(embeddings::Shape),
+    Chat,
+    Completions,
+}
+
+/// The body of a response.
+#[derive(Clone, Debug, Serialize, PartialEq)]
+#[serde(untagged)]
+pub enum Body {
+    Embeddings(EmbeddingResponse),
+    Chat(ChatCompletionResponse),
+    Completions(CompletionResponse),
+    Error(ErrorBody),
+}
+
+/// What a response says beside the outputs.
+#[derive(Clone, Copy, Debug)]
+pub struct Stamp<'a> {
+    pub model: &'a str,
+    pub job_id: &'a str,
+    /// Unix seconds.
+    pub created: i64,
+    pub prompt_tokens: u64,
+}
+
+impl Reject {
+    pub fn invalid(code: &str, param: impl Into<Option<String>>, message: impl Into<String>) -> Self {
+        Self { status: 400, error: ErrorObject::invalid(code, param, message) }
+    }
+
+    fn value(param: &str, message: impl std::fmt::Display) -> Self {
+        Self::invalid("invalid_value", param.to_owned(), format!("{param}: {message}"))
+    }
+}
+
+/// Reads a job and prepares it for the model's engine. `job_id` seeds jobs that name no seed, so that another delivery
+/// of the same job draws the same tokens.
+pub fn prepare(job: &Job, job_id: &str, model: &Model, text: &Text) -> Result<Plan, Reject> {
+    let endpoint = endpoint_of(job, model)?;
+    match job.model() {
+        Some(name) if name == model.name => {}
+        Some(name) => {
+            let message = format!("body.model: {name:?} is not {:?}, which this subject is for; publish it on its own subject", model.name);
+            return Err(Reject { status: 404, error: ErrorObject::invalid("model_not_found", "body.model".to_owned(), message) });
+        }
+        None => return Err(Reject::value("body.model", "is missing or not a string")),
+    }
+    match endpoint {
+        Endpoint::Embeddings => embeddings::prepare(&job.body, model, text),
+        Endpoint::ChatCompletions => completions::prepare_chat(&job.body, job_id, model, text),
+        Endpoint::Completions => completions::prepare(&job.body, job_id, model, text),
+    }
+}
+
+impl Answer {
+    /// The body of the response, and the usage for the job's log.
+    pub fn body(&self, outputs: Vec<Output>, stamp: Stamp<'_>) -> (Body, Usage) {
+        match self {
+            Self::Embeddings(shape) => embeddings::body(*shape, outputs, stamp),
+            Self::Chat => completions::chat_body(outputs, stamp),
+            Self::Completions => completions::body(outputs, stamp),
+        }
+    }
+}
+
+/// The endpoints of a task.
+pub fn endpoints(task: Task) -> &'static [Endpoint] {
+    match task {
+        Task::Embed => &[Endpoint::Embeddings],
+        Task::Generate => &[Endpoint::ChatCompletions, Endpoint::Completions],
+        Task::Echo => &Endpoint::ALL,
+    }
+}
+
+fn endpoint_of(job: &Job, model: &Model) -> Result<Endpoint, Reject> {
+    let served = endpoints(model.task);
+    let urls = || served.iter().map(|endpoint| endpoint.url()).collect::<Vec<_>>().join(", ");
+    match Endpoint::from_url(&job.url) {
+        Some(endpoint) if served.contains(&endpoint) => Ok(endpoint),
+        Some(_) => {
+            let message = format!("url: {:?} is not served by model {:?}; it serves {}", job.url, model.name, urls());
+            Err(Reject::invalid("unsupported_endpoint", "url".to_owned(), message))
+        }
+        None => {
+            let message = format!("url: {:?} is no endpoint; model {:?} serves {}", job.url, model.name, urls());
+            Err(Reject { status: 404, error: ErrorObject::invalid("unknown_url", "url".to_owned(), message) })
+        }
+    }
+}
+
+/// An error of the body's shape, under its path in the job.
+fn misshapen(error: DecodeError) -> Reject {
+    let param = if error.path.is_empty() { "body".to_owned() } else { format!("body.{}", error.path) };
+    Reject::value(&param, error.message)
+}
+
+/// The tokens of one prompt, within the model's limits. `param` is its place in the job.
+fn tokens_of(prompt: Prompt<'_>, param: &str, text: &Text, encode: impl Fn(&str) -> Result<Vec<u32>, crate::engine::TextError>) -> Result<Vec<u32>, Reject> {
+    let empty = || Reject::invalid("empty_input", param.to_owned(), format!("{param}: is empty; give at least one token"));
+    let tokens = match prompt {
+        Prompt::Text("") => return Err(empty()),
+        Prompt::Text(content) => encode(content).map_err(|error| Reject::value(param, error))?,
+        Prompt::Tokens(ids) => match ids.iter().position(|&id| id as usize >= text.vocab_size()) {
+            Some(index) => {
+                let message = format!("{} is no token of this model, which has {}", ids[index], text.vocab_size());
+                return Err(Reject::value(&format!("{param}[{index}]"), message));
+            }
+            None => ids.to_vec(),
+        },
+    };
+    if tokens.is_empty() { Err(empty()) } else { Ok(tokens) }
+}
+
+/// The place of the prompt with that index.
+fn prompt_param(field: &str, is_list: bool, index: usize) -> String {
+    if is_list { format!("body.{field}[{index}]") } else { format!("body.{field}") }
+}
+
+fn check_inputs(count: usize, field: &str, limits: &Limits) -> Result<(), Reject> {
+    if count <= limits.inputs {
+        return Ok(());
+    }
+    Err(Reject::value(field, format!("{count} inputs in one job; at most {} are allowed", limits.inputs)))
+}
+
+fn too_long(param: &str, tokens: usize, max: usize, advice: &str) -> Reject {
+    let message = format!("{param}: {tokens} tokens; the model takes at most {max}. {advice}");
+    Reject::invalid("context_length_exceeded", param.to_owned(), message)
+}

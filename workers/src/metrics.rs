@@ -1,0 +1,136 @@
+//! Metrics of one worker, for Prometheus. Base units; labels from closed sets; never a job id.
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+};
+
+use crate::outcome::Outcome;
+
+/// Every metric with its labels and meaning: the table of the README, tested against it.
+pub const TABLE: [(&str, &str, &str); 9] = [
+    ("inferq_deliveries_total", "outcome", "deliveries that ended, by outcome"),
+    ("inferq_deliveries_in_flight", "", "deliveries open now"),
+    ("inferq_delivery_seconds", "", "from receipt to acknowledgement"),
+    ("inferq_queue_seconds", "", "from the job's publication to its receipt by this worker"),
+    ("inferq_redeliveries_total", "", "deliveries that were not the first of their job"),
+    ("inferq_tokens_total", "kind", "tokens of completed jobs: prompt or completion"),
+    ("inferq_engine_steps_total", "", "steps of the engine"),
+    ("inferq_nats_connected", "", "1 while connected to NATS"),
+    ("inferq_nats_connects_total", "", "connections made to NATS, the first included"),
+];
+
+/// From half a millisecond to about nine minutes.
+const LATENCY_BUCKETS: (f64, f64, usize) = (0.000_5, 2.0, 20);
+
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    deliveries: IntCounterVec,
+    pub in_flight: IntGauge,
+    pub delivery_seconds: Histogram,
+    pub queue_seconds: Histogram,
+    pub redeliveries: IntCounter,
+    tokens: IntCounterVec,
+    engine_steps: IntCounter,
+    nats_connected: IntGauge,
+    nats_connects: IntCounter,
+}
+
+/// What is read when the metrics are asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Readings {
+    pub engine_steps: u64,
+    pub nats_connected: bool,
+    pub nats_connects: u64,
+}
+
+impl Metrics {
+    /// `model` labels every metric of this worker.
+    pub fn new(model: &str) -> Self {
+        let labels = [("model".to_owned(), model.to_owned())].into();
+        let registry = Registry::new_custom(None, Some(labels)).expect("the label is legal");
+        let metrics = Self {
+            deliveries: IntCounterVec::new(opts(0), &["outcome"]).expect("legal"),
+            in_flight: IntGauge::with_opts(opts(1)).expect("legal"),
+            delivery_seconds: Histogram::with_opts(histogram(2)).expect("legal"),
+            queue_seconds: Histogram::with_opts(histogram(3)).expect("legal"),
+            redeliveries: IntCounter::with_opts(opts(4)).expect("legal"),
+            tokens: IntCounterVec::new(opts(5), &["kind"]).expect("legal"),
+            engine_steps: IntCounter::with_opts(opts(6)).expect("legal"),
+            nats_connected: IntGauge::with_opts(opts(7)).expect("legal"),
+            nats_connects: IntCounter::with_opts(opts(8)).expect("legal"),
+            registry,
+        };
+        metrics.register();
+        metrics
+    }
+
+    pub fn count_outcome(&self, outcome: &Outcome) {
+        self.deliveries.with_label_values(&[outcome.label()]).inc();
+    }
+
+    pub fn count_tokens(&self, prompt: u64, completion: u64) {
+        self.tokens.with_label_values(&["prompt"]).inc_by(prompt);
+        self.tokens.with_label_values(&["completion"]).inc_by(completion);
+    }
+
+    /// The text exposition format.
+    pub fn render(&self, readings: Readings) -> String {
+        self.engine_steps.reset();
+        self.engine_steps.inc_by(readings.engine_steps);
+        self.nats_connected.set(readings.nats_connected.into());
+        self.nats_connects.reset();
+        self.nats_connects.inc_by(readings.nats_connects);
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("writing to memory cannot fail");
+        String::from_utf8(text).expect("the exposition format is UTF-8")
+    }
+
+    fn register(&self) {
+        for label in Outcome::LABELS {
+            self.deliveries.with_label_values(&[label]);
+        }
+        self.count_tokens(0, 0);
+        let collectors: [Box<dyn Collector>; 9] = [
+            Box::new(self.deliveries.clone()),
+            Box::new(self.in_flight.clone()),
+            Box::new(self.delivery_seconds.clone()),
+            Box::new(self.queue_seconds.clone()),
+            Box::new(self.redeliveries.clone()),
+            Box::new(self.tokens.clone()),
+            Box::new(self.engine_steps.clone()),
+            Box::new(self.nats_connected.clone()),
+            Box::new(self.nats_connects.clone()),
+        ];
+        for collector in collectors {
+            self.registry.register(collector).expect("each name stands once in the table");
+        }
+    }
+}
+
+fn opts(row: usize) -> Opts {
+    let (name, _, help) = TABLE[row];
+    Opts::new(name, help)
+}
+
+fn histogram(row: usize) -> HistogramOpts {
+    let (start, factor, count) = LATENCY_BUCKETS;
+    let buckets = prometheus::exponential_buckets(start, factor, count).expect("legal");
+    HistogramOpts::from(opts(row)).buckets(buckets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_of_the_table_is_exposed() {
+        let text = Metrics::new("m").render(Readings { engine_steps: 7, nats_connected: true, nats_connects: 1 });
+        for (name, label, help) in TABLE {
+            assert!(text.contains(&format!("# HELP {name} {help}")), "{name}");
+            assert!(label.is_empty() || text.contains(&format!("{name}{{model=\"m\",{label}=")), "{name} {label}\n{text}");
+        }
+        assert!(text.contains("inferq_engine_steps_total{model=\"m\"} 7"));
+    }
+}

@@ -1,0 +1,119 @@
+//! The outcome of a delivery: decided as a value first, then carried out in one place (`delivery.rs`).
+
+use std::time::Duration;
+
+use schemas::log::Usage;
+
+use crate::endpoint::{Body, Reject};
+
+/// How one delivery ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// Answered.
+    Completed { body: Box<Body>, usage: Usage },
+    /// The producer's mistake: another try would end the same.
+    Rejected(Reject),
+    /// Not answered this time.
+    Retry { reason: String },
+    /// Not answered, and no attempts left.
+    Exhausted { reason: String },
+    /// Its deadline has passed.
+    Expired,
+    /// Another delivery has stored a result already.
+    AlreadyStored,
+    /// The grace period is over; another worker shall do it.
+    Abandoned,
+}
+
+/// What the server is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acknowledgement {
+    Ack,
+    /// Never deliver it again.
+    Term,
+    /// Deliver it again, after this time.
+    Nak(Duration),
+}
+
+/// A delivery's number and how many a job may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attempts {
+    /// From 1.
+    pub current: u32,
+    pub max: u32,
+}
+
+const BACKOFF_FIRST: Duration = Duration::from_secs(1);
+const BACKOFF_MAX: Duration = Duration::from_secs(60);
+
+impl Outcome {
+    /// A failure that is not the producer's: tried again while attempts are left.
+    pub fn failed(reason: String, attempts: Attempts) -> Self {
+        if attempts.current < attempts.max { Self::Retry { reason } } else { Self::Exhausted { reason } }
+    }
+
+    /// What the server is told once the result, where there is one, is stored. `jitter` is between 0 and 1.
+    pub fn acknowledgement(&self, attempts: Attempts, jitter: f64) -> Acknowledgement {
+        match self {
+            Self::Completed { .. } | Self::AlreadyStored => Acknowledgement::Ack,
+            Self::Rejected(_) | Self::Exhausted { .. } | Self::Expired => Acknowledgement::Term,
+            Self::Retry { .. } => Acknowledgement::Nak(backoff(attempts.current, jitter)),
+            Self::Abandoned => Acknowledgement::Nak(Duration::ZERO),
+        }
+    }
+
+    /// The label of metrics.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Completed { .. } => "completed",
+            Self::Rejected(_) => "rejected",
+            Self::Retry { .. } => "retry",
+            Self::Exhausted { .. } => "exhausted",
+            Self::Expired => "expired",
+            Self::AlreadyStored => "already_stored",
+            Self::Abandoned => "abandoned",
+        }
+    }
+
+    /// All labels, so that every series exists from the start.
+    pub const LABELS: [&'static str; 7] =
+        ["completed", "rejected", "retry", "exhausted", "expired", "already_stored", "abandoned"];
+}
+
+/// Doubles with each attempt up to a minute; half of it is random, so that jobs that failed together return apart.
+fn backoff(attempt: u32, jitter: f64) -> Duration {
+    let doubled = BACKOFF_FIRST.saturating_mul(1 << attempt.saturating_sub(1).min(16)).min(BACKOFF_MAX);
+    doubled.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const FIRST: Attempts = Attempts { current: 1, max: 3 };
+
+    #[test]
+    fn a_failure_is_retried_until_attempts_are_spent() {
+        let last = Attempts { current: 3, max: 3 };
+        assert_eq!(Outcome::failed("x".into(), FIRST).label(), "retry");
+        assert_eq!(Outcome::failed("x".into(), last).label(), "exhausted");
+    }
+
+    #[test]
+    fn only_an_answered_job_is_acked_and_only_a_hopeless_one_is_termed() {
+        assert_eq!(Outcome::AlreadyStored.acknowledgement(FIRST, 0.0), Acknowledgement::Ack);
+        assert_eq!(Outcome::Expired.acknowledgement(FIRST, 0.0), Acknowledgement::Term);
+        assert_eq!(Outcome::Exhausted { reason: String::new() }.acknowledgement(FIRST, 0.0), Acknowledgement::Term);
+        assert_eq!(Outcome::Abandoned.acknowledgement(FIRST, 0.5), Acknowledgement::Nak(Duration::ZERO));
+    }
+
+    proptest! {
+        #[test]
+        fn backoff_stays_within_its_cap(attempt in 1u32..1000, jitter in 0.0f64..1.0) {
+            let delay = backoff(attempt, jitter);
+            prop_assert!(delay >= BACKOFF_FIRST / 2 && delay <= BACKOFF_MAX);
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Replies: the result is stored on the job's result subject, where the first writer wins, and dead letters beside it.
+
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::{self, Context};
+use backon::{ExponentialBuilder, Retryable};
+use bytes::Bytes;
+use connect::{PublishFailure, classify_publish};
+use schemas::{header, stream, subject};
+
+/// What became of a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// This one is kept.
+    First,
+    /// Another delivery's was there before.
+    Already,
+}
+
+/// Stores results and dead letters.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    jetstream: Context,
+    results: jetstream::stream::Stream<()>,
+    /// Subjects outside input may name as `Inferq-Reply-To`.
+    prefixes: Vec<String>,
+}
+
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+/// Result and job stream are retried for as long as the delivery lives; the grace period ends it from outside.
+const RETRIES_MAX: usize = 1_000;
+
+impl Reply {
+    pub async fn new(jetstream: Context, prefixes: Vec<String>) -> Result<Self, jetstream::context::GetStreamError> {
+        let results = jetstream.get_stream_no_info(stream::RESULTS).await?;
+        Ok(Self { jetstream, results, prefixes })
+    }
+
+    /// Whether a result of this job is stored already.
+    pub async fn is_stored(&self, result_subject: &str) -> bool {
+        self.results.direct_get_last_for_subject(result_subject).await.is_ok()
+    }
+
+    /// Stores a result unless there is one, waiting while the server is away or the stream is full.
+    pub async fn store(&self, subject: &str, headers: HeaderMap, payload: Bytes) -> Result<Stored, PublishFailure> {
+        let message = PublishMessage::build().payload(payload).headers(headers).expected_last_subject_sequence(0);
+        match self.publish(subject, message).await {
+            Ok(()) => Ok(Stored::First),
+            Err(PublishFailure::AlreadyStored) => Ok(Stored::Already),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Keeps a job that was given up, as it came.
+    pub async fn bury(&self, job_subject: &str, headers: HeaderMap, payload: Bytes) -> Result<(), PublishFailure> {
+        let message = PublishMessage::build().payload(payload).headers(headers);
+        match self.publish(&subject::dead_subject(job_subject), message).await {
+            Ok(()) | Err(PublishFailure::AlreadyStored) => Ok(()),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Sends a copy of a stored result to the subject the job asks for, where that is allowed.
+    pub async fn copy_to(&self, asked: &str, headers: HeaderMap, payload: Bytes) {
+        if !self.is_allowed(asked) {
+            tracing::warn!(subject = asked, header = header::REPLY_TO, "reply subject is not under an allowed prefix");
+            return;
+        }
+        let client = self.jetstream.client();
+        if let Err(error) = client.publish_with_headers(asked.to_owned(), headers, payload).await {
+            tracing::warn!(subject = asked, %error, "copy of a result not published");
+        }
+    }
+
+    fn is_allowed(&self, subject: &str) -> bool {
+        let plain = !subject.contains(['*', '>']) && !subject.chars().any(char::is_whitespace);
+        plain && self.prefixes.iter().any(|prefix| subject.starts_with(prefix.as_str()))
+    }
+
+    async fn publish(&self, subject: &str, message: PublishMessage) -> Result<(), PublishFailure> {
+        let attempt = || async {
+            let sent = self.jetstream.send_publish(subject.to_owned(), message.clone()).await;
+            let confirmed = match sent {
+                Ok(ack) => ack.await,
+                Err(error) => Err(error),
+            };
+            confirmed.map(drop).map_err(|error| {
+                // A publish into a lost connection is tried again at once when the connection is back.
+                debug_assert!(error.kind() != PublishErrorKind::MaxAckPending, "publishes wait for a slot");
+                classify_publish(&error)
+            })
+        };
+        let backoff = ExponentialBuilder::default()
+            .with_min_delay(RETRY_FIRST)
+            .with_max_delay(RETRY_MAX)
+            .with_max_times(RETRIES_MAX)
+            .with_jitter();
+        attempt
+            .retry(backoff)
+            .when(PublishFailure::is_transient)
+            .notify(|failure, delay| tracing::warn!(%failure, ?delay, "result not stored yet"))
+            .await
+    }
+}
