@@ -1,1 +1,3 @@
 //! `inferq-worker` as a library: everything but the command line.
+
+pub mod fetch;
