@@ -1,1 +1,1 @@
-
+//! `inferq` as a library: everything but the command line.

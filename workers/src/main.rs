@@ -1,1 +1,3 @@
+//! `inferq-worker`: the command line.
+
 fn main() {}
