@@ -2,5 +2,14 @@
 //!
 //! It depends on serde and friends only: no tokio, no NATS client, no candle.
 
+pub mod codec;
+pub mod completions;
+pub mod embeddings;
+pub mod header;
+pub mod input;
+pub mod job;
+pub mod log;
 pub mod registry;
+pub mod result;
+pub mod stream;
 pub mod subject;

@@ -14,6 +14,37 @@ use crate::subject::{Lane, Token};
 pub struct Registry {
     #[serde(default)]
     pub models: Vec<Model>,
+    #[serde(default)]
+    pub storage: Storage,
+}
+
+/// How much the server keeps, and how often.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Storage {
+    /// Copies of every stream: 1, or 3 and 5 in a cluster.
+    pub replicas: usize,
+    /// Bytes of waiting jobs; above it publishers are refused.
+    pub jobs_bytes: i64,
+    pub results_bytes: i64,
+    /// How long a result can be fetched.
+    pub results_age_seconds: u64,
+    pub logs_bytes: i64,
+    pub blobs_bytes: i64,
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        const GIB: i64 = 1 << 30;
+        Self {
+            replicas: 1,
+            jobs_bytes: 4 * GIB,
+            results_bytes: 8 * GIB,
+            results_age_seconds: 7 * 24 * 3600,
+            logs_bytes: GIB,
+            blobs_bytes: 4 * GIB,
+        }
+    }
 }
 
 /// One model: its name on the wire, where its weights come from, how it is run.
@@ -75,6 +106,8 @@ pub struct Limits {
     pub batch: usize,
     /// Tokens of one input; unset is the model's own limit.
     pub prompt_tokens: Option<usize>,
+    /// Tokens generated for one prompt.
+    pub completion_tokens: usize,
     /// Inputs in one job.
     pub inputs: usize,
     /// Deliveries of one job before it is given up.
@@ -91,6 +124,7 @@ impl Default for Limits {
             in_flight: 64,
             batch: 32,
             prompt_tokens: None,
+            completion_tokens: 4096,
             inputs: 2048,
             attempts: 3,
             ack_wait_seconds: 30,
@@ -213,6 +247,7 @@ impl Model {
         }
         let positive = [
             ("limits.batch", limits.batch as u64),
+            ("limits.completion_tokens", limits.completion_tokens as u64),
             ("limits.inputs", limits.inputs as u64),
             ("limits.attempts", limits.attempts.into()),
             ("limits.ack_wait_seconds", limits.ack_wait_seconds),

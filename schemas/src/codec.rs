@@ -1,0 +1,129 @@
+//! JSON and MessagePack, chosen by `Content-Type`: the same structure in both.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// How a payload is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Encoding {
+    #[default]
+    Json,
+    MessagePack,
+}
+
+/// A payload that cannot be read. `path` is where in it (`body.input[2]`), empty for the whole.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}{message}", prefix(path))]
+pub struct DecodeError {
+    pub path: String,
+    pub message: String,
+}
+
+/// A `Content-Type` we do not speak.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("content type {0:?} is not supported; use application/json or application/msgpack")]
+pub struct UnknownContentType(pub String);
+
+impl Encoding {
+    /// From a header's value; parameters such as `charset` are ignored, a missing header is JSON.
+    pub fn from_content_type(value: Option<&str>) -> Result<Self, UnknownContentType> {
+        let Some(value) = value else { return Ok(Self::Json) };
+        let media = value.split(';').next().unwrap_or_default().trim();
+        match media.to_ascii_lowercase().as_str() {
+            "application/json" => Ok(Self::Json),
+            "application/msgpack" | "application/x-msgpack" | "application/vnd.msgpack" => Ok(Self::MessagePack),
+            _ => Err(UnknownContentType(value.to_owned())),
+        }
+    }
+
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Json => "application/json",
+            Self::MessagePack => "application/msgpack",
+        }
+    }
+
+    /// Reads a payload. Unknown fields are ignored; an error names the path and the value.
+    pub fn decode<T: DeserializeOwned>(self, payload: &[u8]) -> Result<T, DecodeError> {
+        match self {
+            Self::Json => decode_json(payload),
+            Self::MessagePack => {
+                let mut deserializer = rmp_serde::Deserializer::new(std::io::Cursor::new(payload));
+                let value = serde_path_to_error::deserialize(&mut deserializer).map_err(located)?;
+                // A second value after the first would be dropped silently.
+                match deserializer.position() as usize {
+                    end if end < payload.len() => Err(DecodeError {
+                        path: String::new(),
+                        message: format!("{} bytes follow the MessagePack value", payload.len() - end),
+                    }),
+                    _ => Ok(value),
+                }
+            }
+        }
+    }
+
+    /// Writes a payload. MessagePack has maps with field names, as JSON has.
+    pub fn encode<T: Serialize>(self, value: &T) -> Vec<u8> {
+        match self {
+            Self::Json => serde_json::to_vec(value).expect("the contract's types have string keys only"),
+            Self::MessagePack => rmp_serde::to_vec_named(value).expect("writing to memory cannot fail"),
+        }
+    }
+}
+
+fn decode_json<T: DeserializeOwned>(payload: &[u8]) -> Result<T, DecodeError> {
+    let mut deserializer = serde_json::Deserializer::from_slice(payload);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(located)?;
+    deserializer.end().map_err(|error| DecodeError { path: String::new(), message: error.to_string() })?;
+    Ok(value)
+}
+
+/// Reads a typed body out of a job's body.
+pub fn decode_body<T: DeserializeOwned>(body: &serde_json::Value) -> Result<T, DecodeError> {
+    serde_path_to_error::deserialize(body).map_err(located)
+}
+
+fn located<E: std::fmt::Display>(error: serde_path_to_error::Error<E>) -> DecodeError {
+    let path = match error.path().to_string() {
+        path if path == "." => String::new(),
+        path => path,
+    };
+    DecodeError { path, message: error.into_inner().to_string() }
+}
+
+fn prefix(path: &str) -> String {
+    if path.is_empty() { String::new() } else { format!("{path}: ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::Job;
+
+    #[test]
+    fn content_types_are_read_as_http_does() {
+        assert_eq!(Encoding::from_content_type(None), Ok(Encoding::Json));
+        assert_eq!(Encoding::from_content_type(Some("Application/JSON; charset=utf-8")), Ok(Encoding::Json));
+        assert_eq!(Encoding::from_content_type(Some("application/msgpack")), Ok(Encoding::MessagePack));
+        assert!(Encoding::from_content_type(Some("text/plain")).is_err());
+    }
+
+    #[test]
+    fn an_error_names_path_and_value() {
+        let error = Encoding::Json.decode::<Job>(br#"{"url":7,"body":{}}"#).unwrap_err();
+        assert_eq!(error.path, "url");
+        assert!(error.to_string().contains("integer `7`"), "{error}");
+    }
+
+    #[test]
+    fn bytes_after_the_value_are_an_error() {
+        assert!(Encoding::Json.decode::<u8>(b"1 2").is_err());
+        assert!(Encoding::MessagePack.decode::<u8>(&[1, 2]).is_err());
+    }
+
+    #[test]
+    fn invalid_utf8_is_an_error() {
+        assert!(Encoding::Json.decode::<Job>(b"{\"url\":\"\xff\",\"body\":{}}").is_err());
+        assert!(Encoding::MessagePack.decode::<Job>(b"\x82\xa3url\xa1\xff\xa4body\x80").is_err());
+    }
+}

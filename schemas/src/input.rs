@@ -1,0 +1,157 @@
+//! Fields that OpenAI allows in several shapes. They are read by hand, since an untagged enum could only say that
+//! nothing matched, and not which value was wrong.
+
+use schemars::JsonSchema;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+
+/// `input` and `prompt`: a string, strings, token ids, or several lists of token ids.
+#[derive(Clone, Debug, Serialize, JsonSchema, PartialEq)]
+#[serde(untagged)]
+pub enum TextOrTokens {
+    Text(String),
+    Texts(Vec<String>),
+    Tokens(Vec<u32>),
+    TokenLists(Vec<Vec<u32>>),
+}
+
+/// One prompt of the above.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Prompt<'a> {
+    Text(&'a str),
+    Tokens(&'a [u32]),
+}
+
+impl TextOrTokens {
+    /// The prompts, in order.
+    pub fn prompts(&self) -> Vec<Prompt<'_>> {
+        match self {
+            Self::Text(text) => vec![Prompt::Text(text)],
+            Self::Texts(texts) => texts.iter().map(|text| Prompt::Text(text)).collect(),
+            Self::Tokens(tokens) => vec![Prompt::Tokens(tokens)],
+            Self::TokenLists(lists) => lists.iter().map(|tokens| Prompt::Tokens(tokens)).collect(),
+        }
+    }
+
+    /// Whether several prompts were given, so that errors can name the index.
+    pub fn is_list(&self) -> bool {
+        matches!(self, Self::Texts(_) | Self::TokenLists(_))
+    }
+}
+
+impl<'de> Deserialize<'de> for TextOrTokens {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let wanted = "a string, an array of strings, an array of token ids or an array of arrays of token ids";
+        match Value::deserialize(deserializer)? {
+            Value::String(text) => Ok(Self::Text(text)),
+            Value::Array(items) => match items.first() {
+                None => Err(D::Error::custom(format!("is an empty array; give {wanted}"))),
+                Some(Value::String(_)) => strings(items).map(Self::Texts).map_err(D::Error::custom),
+                Some(Value::Array(_)) => token_lists(items).map(Self::TokenLists).map_err(D::Error::custom),
+                Some(_) => tokens(items, "").map(Self::Tokens).map_err(D::Error::custom),
+            },
+            other => Err(D::Error::custom(format!("{} is not {wanted}", shorten(&other)))),
+        }
+    }
+}
+
+/// `stop`: null, a string or up to four.
+#[derive(Clone, Debug, Default, Serialize, JsonSchema, PartialEq)]
+#[serde(transparent)]
+pub struct Stop(pub Vec<String>);
+
+/// As many stop strings as OpenAI allows.
+pub const STOP_STRINGS_MAX: usize = 4;
+
+impl<'de> Deserialize<'de> for Stop {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let stop = match Value::deserialize(deserializer)? {
+            Value::Null => Vec::new(),
+            Value::String(text) => vec![text],
+            Value::Array(items) => strings(items).map_err(D::Error::custom)?,
+            other => Err(D::Error::custom(format!("{} is not a string or an array of strings", shorten(&other))))?,
+        };
+        if stop.len() > STOP_STRINGS_MAX {
+            return Err(D::Error::custom(format!(
+                "{} stop strings; at most {STOP_STRINGS_MAX} are allowed",
+                stop.len()
+            )));
+        }
+        match stop.iter().any(String::is_empty) {
+            true => Err(D::Error::custom("a stop string is empty")),
+            false => Ok(Self(stop)),
+        }
+    }
+}
+
+fn strings(items: Vec<Value>) -> Result<Vec<String>, String> {
+    let read = |(index, item)| match item {
+        Value::String(text) => Ok(text),
+        other => Err(format!("[{index}]: {} is not a string, as the items before it are", shorten(&other))),
+    };
+    items.into_iter().enumerate().map(read).collect()
+}
+
+fn tokens(items: Vec<Value>, place: &str) -> Result<Vec<u32>, String> {
+    let read = |(index, item): (usize, Value)| match item.as_u64().and_then(|id| u32::try_from(id).ok()) {
+        Some(id) => Ok(id),
+        None => Err(format!("{place}[{index}]: {} is not a string or a token id", shorten(&item))),
+    };
+    items.into_iter().enumerate().map(read).collect()
+}
+
+fn token_lists(items: Vec<Value>) -> Result<Vec<Vec<u32>>, String> {
+    let read = |(index, item)| match item {
+        Value::Array(list) => tokens(list, &format!("[{index}]")),
+        other => Err(format!("[{index}]: {} is not an array of token ids", shorten(&other))),
+    };
+    items.into_iter().enumerate().map(read).collect()
+}
+
+/// A value for an error message: recognisable, but never a whole document.
+fn shorten(value: &Value) -> String {
+    const CHARS_MAX: usize = 40;
+    let text = value.to_string();
+    match text.char_indices().nth(CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(value: Value) -> Result<TextOrTokens, String> {
+        serde_json::from_value(value).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn all_four_shapes_are_read() {
+        assert_eq!(read(json!("a")), Ok(TextOrTokens::Text("a".into())));
+        assert_eq!(read(json!(["a", "b"])), Ok(TextOrTokens::Texts(vec!["a".into(), "b".into()])));
+        assert_eq!(read(json!([1, 2])), Ok(TextOrTokens::Tokens(vec![1, 2])));
+        assert_eq!(read(json!([[1], [2]])), Ok(TextOrTokens::TokenLists(vec![vec![1], vec![2]])));
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_with_its_index() {
+        assert!(read(json!(7)).unwrap_err().starts_with("7 is not a string"));
+        assert!(read(json!(["a", 7])).unwrap_err().starts_with("[1]: 7 is not a string"));
+        assert!(read(json!([1, -2])).unwrap_err().starts_with("[1]: -2 is not"));
+        assert!(read(json!([[1], [1, "x"]])).unwrap_err().starts_with("[1][1]: \"x\" is not"));
+        assert!(read(json!([])).unwrap_err().contains("empty array"));
+        assert!(read(json!({"long": "x".repeat(100)})).unwrap_err().contains('…'));
+    }
+
+    #[test]
+    fn stop_takes_null_one_or_four() {
+        assert_eq!(serde_json::from_value::<Stop>(json!(null)).unwrap(), Stop(vec![]));
+        assert_eq!(serde_json::from_value::<Stop>(json!("a")).unwrap(), Stop(vec!["a".into()]));
+        assert!(serde_json::from_value::<Stop>(json!(["a", "b", "c", "d", "e"])).is_err());
+        assert!(serde_json::from_value::<Stop>(json!([""])).is_err());
+    }
+}
