@@ -8,7 +8,6 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use backon::Retryable;
 use futures::StreamExt;
 use hf_hub::{HFClient, HFClientBuilder, HFError};
 
@@ -87,8 +86,7 @@ impl Repository<'_> {
 
     /// Returns the SHA-256 of the file.
     async fn download(&self, fetcher: &Fetcher, file: &str, folder: &Path) -> Result<String, FetchError> {
-        let received = (|| self.download_once(fetcher, file, folder)).retry(store::backoff());
-        let received = received.when(FetchError::is_transient).notify(store::warn_of_retry).await?;
+        let received = store::retry(|| self.download_once(fetcher, file, folder)).await?;
         Ok(received.sha256)
     }
 

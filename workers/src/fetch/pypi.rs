@@ -8,7 +8,6 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use backon::Retryable;
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use reqwest::{Client, Response, Url};
 use serde::Deserialize;
@@ -72,13 +71,11 @@ impl Package<'_> {
             return Ok(target);
         }
         let page = page_url(&fetcher.index_url, &name)?;
-        let offers = (|| get_offers(client, &page)).retry(store::backoff());
-        let offers = offers.when(FetchError::is_transient).notify(store::warn_of_retry).await?;
+        let offers = store::retry(|| get_offers(client, &page)).await?;
         let offer = self.choose(&offers, sha256, &page)?;
 
         let staged = store::stage(&target)?;
-        let received = (|| download(client, offer, staged.path(), fetcher)).retry(store::backoff());
-        let received = received.when(FetchError::is_transient).notify(store::warn_of_retry).await?;
+        let received = store::retry(|| download(client, offer, staged.path(), fetcher)).await?;
         check_pin(&offer.filename, sha256, &received.sha256)?;
 
         let (filename, folder) = (offer.filename.clone(), target.clone());

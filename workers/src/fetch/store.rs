@@ -6,7 +6,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use backon::ExponentialBuilder;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
@@ -18,17 +17,24 @@ const RETRIES: usize = 4;
 const FIRST_WAIT: Duration = if cfg!(test) { Duration::from_millis(1) } else { Duration::from_millis(500) };
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
-/// When a download that failed is tried again.
-pub(super) fn backoff() -> ExponentialBuilder {
-    ExponentialBuilder::new()
-        .with_min_delay(FIRST_WAIT)
-        .with_max_delay(LONGEST_WAIT)
-        .with_max_times(RETRIES)
-        .with_jitter()
-}
-
-pub(super) fn warn_of_retry(error: &FetchError, wait: Duration) {
-    tracing::warn!(%error, wait_seconds = wait.as_secs_f64(), "download failed, trying again");
+/// Tries a download again while its failure may pass, after waits that double and are shortened at random by up to half.
+pub(super) async fn retry<T, F>(download: impl Fn() -> F) -> Result<T, FetchError>
+where
+    F: Future<Output = Result<T, FetchError>>,
+{
+    let mut longest = FIRST_WAIT;
+    for _ in 0..RETRIES {
+        match download().await {
+            Err(error) if error.is_transient() => {
+                let wait = longest.mul_f64(0.5 + fastrand::f64() / 2.0);
+                tracing::warn!(%error, wait_seconds = wait.as_secs_f64(), "download failed, trying again");
+                tokio::time::sleep(wait).await;
+                longest = (longest * 2).min(LONGEST_WAIT);
+            }
+            done => return done,
+        }
+    }
+    download().await
 }
 
 /// A download on its way to the disk.
