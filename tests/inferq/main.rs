@@ -1,0 +1,3 @@
+//! The tests of inferq as a whole, in one binary.
+
+mod tidy;
