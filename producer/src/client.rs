@@ -50,9 +50,13 @@ pub enum Submitted {
 
 #[derive(Debug, thiserror::Error)]
 pub enum SubmitError {
-    #[error("model {model:?} has no lane {lane}: no stream takes its jobs. Registered: {known}. Add it to the registry and run `inferq setup`")]
+    #[error(
+        "model {model:?} has no lane {lane}: no stream takes its jobs. Registered: {known}. Add it to the registry and run `inferq setup`"
+    )]
     UnknownModel { model: String, lane: Lane, known: String },
-    #[error("the job is {bytes} bytes; the server takes at most {max} (max_payload). Split its inputs over several jobs")]
+    #[error(
+        "the job is {bytes} bytes; the server takes at most {max} (max_payload). Split its inputs over several jobs"
+    )]
     TooLarge { bytes: usize, max: usize },
     #[error("{0}")]
     Address(#[from] AddressError),
@@ -92,9 +96,13 @@ impl Client {
     /// Publishes a job and waits until the server has stored it. Publishing it again is safe: it has one id.
     pub async fn submit(&self, submission: &Submission) -> Result<Submitted, SubmitError> {
         let subject = submission.address.subject()?;
-        let backoff = ExponentialBuilder::default().with_jitter().without_max_times().with_total_delay(Some(PUBLISH_RETRY));
+        let backoff =
+            ExponentialBuilder::default().with_jitter().without_max_times().with_total_delay(Some(PUBLISH_RETRY));
         let attempt = || self.submit_once(&subject, submission);
-        attempt.retry(backoff).when(|error| matches!(error, SubmitError::Failed(failure) if failure.is_transient())).await
+        attempt
+            .retry(backoff)
+            .when(|error| matches!(error, SubmitError::Failed(failure) if failure.is_transient()))
+            .await
     }
 
     async fn submit_once(&self, subject: &str, submission: &Submission) -> Result<Submitted, SubmitError> {
@@ -119,7 +127,8 @@ impl Client {
         match self.is_registered(&address.model, address.lane).await {
             Ok(false) => {
                 let known = self.registered().await.unwrap_or_default();
-                let known = known.iter().map(|(model, lane)| format!("{model} ({lane})")).collect::<Vec<_>>().join(", ");
+                let known =
+                    known.iter().map(|(model, lane)| format!("{model} ({lane})")).collect::<Vec<_>>().join(", ");
                 let known = if known.is_empty() { "none".to_owned() } else { known };
                 SubmitError::UnknownModel { model: address.model.clone(), lane: address.lane, known }
             }

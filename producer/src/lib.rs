@@ -6,4 +6,4 @@ pub mod pool;
 pub mod setup;
 pub mod status;
 
-pub use client::{Client, SubmitError, Submission, Submitted};
+pub use client::{Client, Submission, SubmitError, Submitted};

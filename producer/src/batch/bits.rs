@@ -14,7 +14,9 @@ impl Bits {
 
     /// Adds a row; false if it was there, or is none of the rows.
     pub fn insert(&mut self, row: u64) -> bool {
-        let Some(word) = usize::try_from(row / 64).ok().and_then(|index| self.words.get_mut(index)) else { return false };
+        let Some(word) = usize::try_from(row / 64).ok().and_then(|index| self.words.get_mut(index)) else {
+            return false;
+        };
         let bit = 1 << (row % 64);
         let is_new = *word & bit == 0;
         *word |= bit;
@@ -23,7 +25,10 @@ impl Bits {
     }
 
     pub fn contains(&self, row: u64) -> bool {
-        usize::try_from(row / 64).ok().and_then(|index| self.words.get(index)).is_some_and(|word| word & (1 << (row % 64)) != 0)
+        usize::try_from(row / 64)
+            .ok()
+            .and_then(|index| self.words.get(index))
+            .is_some_and(|word| word & (1 << (row % 64)) != 0)
     }
 
     pub fn count(&self) -> u64 {

@@ -33,7 +33,7 @@ pub struct Row {
 #[derive(Clone, Debug)]
 pub struct Checked {
     pub rows: u64,
-    pub bytes: u64,
+    /// Of the non-empty lines, without their ends.
     pub sha256: String,
 }
 
@@ -65,8 +65,8 @@ pub struct Rules {
     pub payload_bytes_max: usize,
 }
 
-/// Reads the whole file once. `progress` is told the bytes read.
-pub fn check(path: &Path, rules: &Rules, progress: impl Fn(u64)) -> Result<Checked, InputError> {
+/// Reads the whole file once.
+pub fn check(path: &Path, rules: &Rules) -> Result<Checked, InputError> {
     let failed = |error| InputError::Io { path: path.to_owned(), error };
     let mut lines = Lines::open(path).map_err(failed)?;
     let mut digest = Sha256::new();
@@ -75,9 +75,6 @@ pub fn check(path: &Path, rules: &Rules, progress: impl Fn(u64)) -> Result<Check
     let (mut rows, mut line_of_row) = (0_u64, LineOfRow::default());
     while let Some((line, text)) = lines.next().map_err(failed)? {
         digest.update(text);
-        if rows % 4096 == 0 {
-            progress(lines.bytes);
-        }
         match parse(rows, text).and_then(|row| rules.check(row)) {
             Ok(row) => unique.insert(&row.custom_id, rows).map_err(failed)?,
             Err(message) => problems.push(Problem { line, message }),
@@ -95,11 +92,11 @@ pub fn check(path: &Path, rules: &Rules, progress: impl Fn(u64)) -> Result<Check
     match problems.is_empty() {
         false => Err(InputError::Invalid { path: path.to_owned(), problems }),
         true if rows == 0 => Err(InputError::Empty { path: path.to_owned() }),
-        true => Ok(Checked { rows, bytes: lines.bytes, sha256: format!("{:x}", digest.finalize()) }),
+        true => Ok(Checked { rows, sha256: format!("{:x}", digest.finalize()) }),
     }
 }
 
-/// Reads the rows of a checked file in order, those that `skip` lets pass.
+/// Reads the rows of a checked file in order.
 pub fn rows(path: &Path) -> io::Result<impl Iterator<Item = io::Result<Row>> + use<>> {
     let mut lines = Lines::open(path)?;
     let mut number = 0;
@@ -108,7 +105,8 @@ pub fn rows(path: &Path) -> io::Result<impl Iterator<Item = io::Result<Row>> + u
             Ok(next) => next?,
             Err(error) => return Some(Err(error)),
         };
-        let row = parse(number, text).map_err(|message| io::Error::other(format!("line {line} has changed: {message}")));
+        let row =
+            parse(number, text).map_err(|message| io::Error::other(format!("line {line} has changed: {message}")));
         number += 1;
         Some(row)
     }))
@@ -118,7 +116,10 @@ impl Rules {
     fn check(&self, row: Row) -> Result<Row, String> {
         let lane = row.lane.unwrap_or(self.lane);
         if !self.registered.contains(&(row.model.clone(), lane)) {
-            return Err(format!("body.model: {:?} is not registered with lane {lane}; `inferq status` lists what is", row.model));
+            return Err(format!(
+                "body.model: {:?} is not registered with lane {lane}; `inferq status` lists what is",
+                row.model
+            ));
         }
         match row.payload.len() {
             bytes if bytes > self.payload_bytes_max => {
@@ -150,14 +151,13 @@ fn parse(number: u64, text: &[u8]) -> Result<Row, String> {
 struct Lines {
     reader: BufReader<File>,
     line: u64,
-    bytes: u64,
     buffer: Vec<u8>,
 }
 
 impl Lines {
     fn open(path: &Path) -> io::Result<Self> {
         let reader = BufReader::with_capacity(1 << 20, File::open(path)?);
-        Ok(Self { reader, line: 0, bytes: 0, buffer: Vec::new() })
+        Ok(Self { reader, line: 0, buffer: Vec::new() })
     }
 
     fn next(&mut self) -> io::Result<Option<(u64, &[u8])>> {
@@ -168,7 +168,6 @@ impl Lines {
                 return Ok(None);
             }
             self.line += 1;
-            self.bytes += read as u64;
             if !self.buffer.trim_ascii().is_empty() {
                 return Ok(Some((self.line, self.buffer.trim_ascii())));
             }
@@ -209,7 +208,7 @@ mod tests {
         std::fs::write(file.path(), text).unwrap();
         let registered = [("m".to_owned(), Lane::Default)].into();
         let rules = Rules { registered, lane: Lane::Default, payload_bytes_max: 200 };
-        check(file.path(), &rules, |_| {}).map_err(|error| error.to_string())
+        check(file.path(), &rules).map_err(|error| error.to_string())
     }
 
     fn row(id: &str) -> String {
@@ -224,9 +223,22 @@ mod tests {
     #[test]
     fn each_problem_is_named_with_its_line() {
         let long = row(&"x".repeat(200));
-        let text = [row("a").as_str(), "", "{", &row("b").replace("\"m\"", "\"n\""), &row("b").replace("embeddings", "x"), &long].join("\n");
+        let text = [
+            row("a").as_str(),
+            "",
+            "{",
+            &row("b").replace("\"m\"", "\"n\""),
+            &row("b").replace("embeddings", "x"),
+            &long,
+        ]
+        .join("\n");
         let message = check_text(&text).unwrap_err();
-        for part in ["line 3: EOF", "line 4: body.model: \"n\" is not registered", "line 5: url: \"/v1/x\"", "line 6: 290 bytes"] {
+        for part in [
+            "line 3: EOF",
+            "line 4: body.model: \"n\" is not registered",
+            "line 5: url: \"/v1/x\"",
+            "line 6: 290 bytes",
+        ] {
             assert!(message.contains(part), "{part} in {message}");
         }
     }

@@ -12,4 +12,4 @@ mod state;
 mod unique;
 
 pub use input::{InputError, Problem, Row};
-pub use run::{Options, Progress, Summary, run};
+pub use run::{Options, Progress, Stage, Summary, run};

@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use futures::{FutureExt, StreamExt};
 use schemas::codec::Encoding;
 use schemas::result::{ErrorBody, ErrorObject, JobResult, Response};
 use schemas::subject::{Address, JobId, Lane, ReplyTokens, Token};
@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::bits::Bits;
 use super::input::{self, Checked, Row, Rules};
 use super::output::{Outputs, errors_path, row_of};
 use super::state::{self, State};
@@ -97,8 +98,8 @@ pub async fn run(
     let outputs = Outputs::open(&options.output, &errors, &state.batch_id, state.rows)?;
     let resumed = outputs.done.count();
     let mut results = results(&client, &state).await?;
-    let mut run = Run { pool, options, state, outputs, resumed, submitted: super::bits::Bits::default(), in_flight: 0 };
-    run.submitted = super::bits::Bits::new(run.state.rows);
+    let submitted = Bits::new(state.rows);
+    let mut run = Run { pool, options, state, outputs, resumed, submitted, in_flight: 0 };
     run.tell(progress, Stage::CatchingUp);
     if is_resumed {
         run.catch_up(&client, &mut results).await?;
@@ -116,7 +117,7 @@ struct Run<'a> {
     state: State,
     outputs: Outputs,
     resumed: u64,
-    submitted: super::bits::Bits,
+    submitted: Bits,
     in_flight: u64,
 }
 
@@ -131,7 +132,8 @@ impl Run<'_> {
             // The last stored result may be another tenant's, which this reader never sees.
             let Ok(Some(message)) = tokio::time::timeout(CATCH_UP_SILENCE, results.next()).await else { return Ok(()) };
             let message = message?;
-            let (sequence, pending) = message.info().map(|info| (info.stream_sequence, info.pending)).map_err(anyhow::Error::from_boxed)?;
+            let (sequence, pending) =
+                message.info().map(|info| (info.stream_sequence, info.pending)).map_err(anyhow::Error::from_boxed)?;
             self.take(&message)?;
             if sequence >= last || pending == 0 {
                 return Ok(());
@@ -140,7 +142,12 @@ impl Run<'_> {
     }
 
     /// Publishes what is not done and collects results until all rows are done. True if stopped before.
-    async fn pump(&mut self, results: &mut Results, progress: &watch::Sender<Progress>, stop: &CancellationToken) -> anyhow::Result<bool> {
+    async fn pump(
+        &mut self,
+        results: &mut Results,
+        progress: &watch::Sender<Progress>,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<bool> {
         let mut rows = read_rows(self.options.input.clone())?;
         let mut all_read = false;
         let mut publishing = FuturesUnordered::new();
@@ -175,7 +182,8 @@ impl Run<'_> {
     fn take(&mut self, message: &Message) -> anyhow::Result<()> {
         let job_id = message.subject.rsplit('.').next().unwrap_or_default();
         let Some(row) = row_of(job_id, &self.state.batch_id) else { return Ok(()) };
-        let status = message.headers.as_ref().and_then(|headers| headers.get(header::STATUS)).map(|value| value.as_str());
+        let status =
+            message.headers.as_ref().and_then(|headers| headers.get(header::STATUS)).map(|value| value.as_str());
         let is_success = status.is_some_and(|status| status.starts_with('2'));
         self.finish(row, &message.payload, is_success)
     }
@@ -247,9 +255,13 @@ async fn publish(pool: &Pool, submission: Submission, row: Row) -> (Row, Result<
 
 async fn check(client: &Client, options: &Options) -> anyhow::Result<Checked> {
     let registered = client.registered().await?.into_iter().collect();
-    let rules = Rules { registered, lane: options.lane, payload_bytes_max: client.connection.client.max_payload() - HEADER_ROOM };
+    let rules = Rules {
+        registered,
+        lane: options.lane,
+        payload_bytes_max: client.connection.client.max_payload() - HEADER_ROOM,
+    };
     let path = options.input.clone();
-    Ok(tokio::task::spawn_blocking(move || input::check(&path, &rules, |_| {})).await??)
+    Ok(tokio::task::spawn_blocking(move || input::check(&path, &rules)).await??)
 }
 
 /// The payload limit of the server counts headers too; ours take less than this.
@@ -297,7 +309,9 @@ fn read_rows(path: PathBuf) -> anyhow::Result<mpsc::Receiver<std::io::Result<Row
 
 fn remove(path: &std::path::Path) -> anyhow::Result<()> {
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).with_context(|| path.display().to_string()),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| path.display().to_string())
+        }
         _ => Ok(()),
     }
 }

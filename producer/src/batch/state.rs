@@ -25,9 +25,9 @@ pub enum StateError {
     Io { path: PathBuf, error: io::Error },
     #[error("{path} is not a state file of this program ({reason}); give another output, or --restart", path = path.display())]
     Unreadable { path: PathBuf, reason: String },
-    #[error("{path} holds rows of another input; give another output, or --restart to write it anew", path = output.display(), output = output)]
+    #[error("{path} holds rows of another input; give another output, or --restart to write it anew", path = output.display())]
     OtherInput { output: PathBuf },
-    #[error("{path} exists and has no state file beside it, so it is not ours to go on with; give another output, or --restart to write it anew", path = output.display(), output = output)]
+    #[error("{path} exists and has no state file beside it, so it is not ours to go on with; give another output, or --restart to write it anew", path = output.display())]
     NotOurs { output: PathBuf },
 }
 

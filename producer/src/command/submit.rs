@@ -1,0 +1,119 @@
+//! `inferq submit`.
+
+use std::io::Read;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use connect::NatsArgs;
+use producer::{Client, Submission, Submitted};
+use schemas::codec;
+use schemas::job::{Endpoint, Job, Method};
+use schemas::subject::{Address, JobId, Lane};
+use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use uuid::Uuid;
+
+use super::results::{print_result, wait};
+use super::{BadInput, Usage, connect, print_json, tenant_token};
+use crate::config::{Encoding, Output, SubmitArgs};
+
+pub async fn run(nats: &NatsArgs, output: Output, args: SubmitArgs) -> anyhow::Result<u8> {
+    let tenant = tenant_token(&args.tenant)?;
+    let job = match &args.file {
+        Some(file) => read_job(file)?,
+        None => job_from_flags(&args)?,
+    };
+    let submission = submission(&args, &job)?;
+    let job_id = submission.address.job_id.clone();
+    let client = Client::new(connect(nats).await?);
+    let submitted = client.submit(&submission).await?;
+    if args.wait {
+        eprintln!("{job_id}");
+        let result = wait(&client, &tenant, &job_id, Duration::from_secs(args.timeout_seconds)).await?;
+        return print_result(&result);
+    }
+    match output {
+        Output::Json => {
+            print_json(&json!({ "job_id": job_id.as_str(), "duplicate": submitted == Submitted::Duplicate }))?
+        }
+        Output::Text => println!("{job_id}"),
+    }
+    if submitted == Submitted::Duplicate {
+        eprintln!("a job with this id is queued, in flight or was just answered: it was not stored again");
+    }
+    Ok(0)
+}
+
+fn submission(args: &SubmitArgs, job: &Job) -> anyhow::Result<Submission> {
+    let model = job.model().ok_or_else(|| BadInput("body.model: is missing or not a string".to_owned()))?;
+    let tier = job.body.get("service_tier").and_then(Value::as_str).and_then(|tier| tier.parse::<Lane>().ok());
+    let deadline =
+        match &args.deadline {
+            Some(text) => Some(OffsetDateTime::parse(text, &Rfc3339).map_err(|_| {
+                Usage(format!("--deadline {text:?} is not an RFC 3339 time such as 2027-01-31T12:00:00Z"))
+            })?),
+            None => None,
+        };
+    let id = match &args.id {
+        Some(id) => id.clone(),
+        None => JobId::new(Uuid::now_v7().to_string())?,
+    };
+    let encoding = match args.encoding {
+        Encoding::Json => codec::Encoding::Json,
+        Encoding::Msgpack => codec::Encoding::MessagePack,
+    };
+    let address = Address {
+        model: model.to_owned(),
+        lane: args.lane.or(tier).unwrap_or_default(),
+        tenant: args.tenant.tenant.clone(),
+        job_id: id,
+    };
+    Ok(Submission { address, encoding, payload: encoding.encode(job).into(), deadline })
+}
+
+fn read_job(file: &Path) -> anyhow::Result<Job> {
+    let mut text = Vec::new();
+    if file == Path::new("-") {
+        std::io::stdin().read_to_end(&mut text).context("standard input")?;
+    } else {
+        text = std::fs::read(file).with_context(|| file.display().to_string())?;
+    }
+    let job = codec::Encoding::Json.decode(text.trim_ascii());
+    Ok(job.map_err(|error| BadInput(format!("{} is not a job: {error}", file.display())))?)
+}
+
+fn job_from_flags(args: &SubmitArgs) -> anyhow::Result<Job> {
+    let mut body = Map::new();
+    body.insert("model".to_owned(), json!(args.model));
+    let endpoint = match (&args.message, &args.prompt) {
+        (Some(message), _) => {
+            let system = args.system.iter().map(|text| json!({ "role": "system", "content": text }));
+            let user = json!({ "role": "user", "content": message });
+            body.insert("messages".to_owned(), system.chain([user]).collect());
+            Endpoint::ChatCompletions
+        }
+        (None, Some(prompt)) => {
+            body.insert("prompt".to_owned(), json!(prompt));
+            Endpoint::Completions
+        }
+        (None, None) => {
+            let input = match args.input.as_slice() {
+                [] => return Err(Usage("--model needs one of --input, --message or --prompt".to_owned()).into()),
+                [text] => json!(text),
+                texts => json!(texts),
+            };
+            body.insert("input".to_owned(), input);
+            Endpoint::Embeddings
+        }
+    };
+    for field in &args.set {
+        let (name, value) =
+            field.split_once('=').ok_or_else(|| Usage(format!("--set {field:?} has no `=`; write FIELD=JSON")))?;
+        // A bare word is meant as a string more often than it is a mistake.
+        let value = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
+        body.insert(name.to_owned(), value);
+    }
+    Ok(Job { custom_id: None, method: Method::Post, url: endpoint.url().to_owned(), body: Value::Object(body) })
+}

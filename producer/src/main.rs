@@ -1,0 +1,54 @@
+//! `inferq`: the command line. Exits with 64 for a wrong command line, 65 for wrong input, 1 when something failed,
+//! 130 when it was stopped.
+
+mod command;
+mod config;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use config::{BatchCommand, Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() { command::EXIT_USAGE } else { 0 };
+            // Nothing can be done about a closed terminal.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("inferq: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(run(cli)).unwrap_or_else(|error| {
+        eprintln!("inferq: {error:#}");
+        command::exit_code(&error)
+    });
+    // A blocked read of standard input must not hold up the exit.
+    runtime.shutdown_background();
+    ExitCode::from(code)
+}
+
+async fn run(cli: Cli) -> anyhow::Result<u8> {
+    let Cli { command, nats, output } = cli;
+    match command {
+        Command::Setup(args) => command::setup::run(&nats, output, &args).await,
+        Command::Submit(args) => command::submit::run(&nats, output, *args).await,
+        Command::Batch(BatchCommand::Run(args)) => command::batch::run(&nats, output, args).await,
+        Command::Results(args) => command::results::run(&nats, args).await,
+        Command::Logs(args) => command::logs::run(&nats, output, args).await,
+        Command::Status => command::status::run(&nats, output).await,
+        Command::Up(args) => command::up::run(args).await,
+        Command::Completions { shell } => {
+            let mut command = <Cli as clap::CommandFactory>::command();
+            clap_complete::generate(shell, &mut command, "inferq", &mut std::io::stdout());
+            Ok(0)
+        }
+    }
+}
