@@ -60,7 +60,9 @@ async fn livez(State(admin): State<Admin>) -> impl IntoResponse {
 async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
     let phase = *admin.phase.borrow();
     match phase {
-        Phase::Running if !(admin.readings)().nats_connected => (StatusCode::SERVICE_UNAVAILABLE, "not connected to nats\n"),
+        Phase::Running if !(admin.readings)().nats_connected => {
+            (StatusCode::SERVICE_UNAVAILABLE, "not connected to nats\n")
+        }
         Phase::Running => (StatusCode::OK, "ok\n"),
         Phase::Loading => (StatusCode::SERVICE_UNAVAILABLE, "loading the model\n"),
         Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),

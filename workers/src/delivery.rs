@@ -49,10 +49,8 @@ impl Delivery {
         let reply = ReplyTokens::parse(&message.subject).ok()?;
         let job_id = reply.job_id.to_owned();
         let delivered = message.info().ok()?.delivered;
-        let attempts = Attempts {
-            current: u32::try_from(delivered).unwrap_or(u32::MAX),
-            max: station.model.limits.attempts,
-        };
+        let attempts =
+            Attempts { current: u32::try_from(delivered).unwrap_or(u32::MAX), max: station.model.limits.attempts };
         let stamp = joblog::Stamp {
             job_id: job_id.clone(),
             model: station.model.name.clone(),
@@ -133,8 +131,9 @@ impl Delivery {
     }
 
     async fn prepare(&self) -> Result<Plan, Reject> {
-        let encoding = self.encoding().map_err(|error| {
-            Reject { status: 415, error: ErrorObject::invalid("unsupported_content_type", header::CONTENT_TYPE.to_owned(), error.to_string()) }
+        let encoding = self.encoding().map_err(|error| Reject {
+            status: 415,
+            error: ErrorObject::invalid("unsupported_content_type", header::CONTENT_TYPE.to_owned(), error.to_string()),
         })?;
         let station = Arc::clone(&self.station);
         let payload = self.message.payload.clone();
@@ -152,7 +151,10 @@ impl Delivery {
             return prepare();
         }
         tokio::task::spawn_blocking(prepare).await.unwrap_or_else(|_| {
-            Err(Reject { status: 500, error: ErrorObject::server("prepare_failed", "the job's body could not be prepared") })
+            Err(Reject {
+                status: 500,
+                error: ErrorObject::server("prepare_failed", "the job's body could not be prepared"),
+            })
         })
     }
 
@@ -210,7 +212,10 @@ impl Delivery {
                 answer(500, Body::Error(ErrorBody { error: ErrorObject::server("attempts_exhausted", message) }))
             }
             Outcome::Expired => {
-                let message = format!("the deadline of the job ({}) has passed", self.header(header::DEADLINE).unwrap_or_default());
+                let message = format!(
+                    "the deadline of the job ({}) has passed",
+                    self.header(header::DEADLINE).unwrap_or_default()
+                );
                 (None, Some(NoResponse { code: NoResponseCode::BatchExpired, message }))
             }
             Outcome::Retry { .. } | Outcome::AlreadyStored | Outcome::Abandoned => return None,
@@ -251,7 +256,12 @@ impl Delivery {
         if let Outcome::Completed { usage, .. } = outcome {
             metrics.count_tokens(usage.prompt_tokens, usage.completion_tokens.unwrap_or(0));
         }
-        tracing::debug!(job.id = self.job_id, job.attempt = self.attempts.current, outcome = outcome.label(), "delivery ended");
+        tracing::debug!(
+            job.id = self.job_id,
+            job.attempt = self.attempts.current,
+            outcome = outcome.label(),
+            "delivery ended"
+        );
     }
 
     fn log_end(&self, outcome: &Outcome, acknowledgement: Acknowledgement) {
@@ -262,9 +272,15 @@ impl Delivery {
                 tracing::warn!(job.id = self.job_id, job.attempt = self.attempts.current, reason, "delivery failed");
                 LogEvent::Retried { reason: reason.clone(), delay_seconds: delay.as_secs_f64() }
             }
-            (Outcome::Abandoned, _) => LogEvent::Retried { reason: "the worker stopped".to_owned(), delay_seconds: 0.0 },
-            (Outcome::Completed { usage, .. }, _) => LogEvent::Finished { status_code: 200, run_seconds, usage: Some(*usage) },
-            (Outcome::Rejected(reject), _) => LogEvent::Finished { status_code: reject.status, run_seconds, usage: None },
+            (Outcome::Abandoned, _) => {
+                LogEvent::Retried { reason: "the worker stopped".to_owned(), delay_seconds: 0.0 }
+            }
+            (Outcome::Completed { usage, .. }, _) => {
+                LogEvent::Finished { status_code: 200, run_seconds, usage: Some(*usage) }
+            }
+            (Outcome::Rejected(reject), _) => {
+                LogEvent::Finished { status_code: reject.status, run_seconds, usage: None }
+            }
             (Outcome::Expired, _) => LogEvent::Finished { status_code: 408, run_seconds, usage: None },
             (Outcome::Exhausted { .. } | Outcome::Retry { .. }, _) => {
                 LogEvent::Finished { status_code: 500, run_seconds, usage: None }
@@ -294,7 +310,8 @@ impl Delivery {
     fn deadline(&self) -> Result<Option<OffsetDateTime>, Reject> {
         let Some(value) = self.header(header::DEADLINE) else { return Ok(None) };
         OffsetDateTime::parse(value, &Rfc3339).map(Some).map_err(|_| {
-            let message = format!("{}: {value:?} is not an RFC 3339 time such as 2027-01-31T12:00:00Z", header::DEADLINE);
+            let message =
+                format!("{}: {value:?} is not an RFC 3339 time such as 2027-01-31T12:00:00Z", header::DEADLINE);
             Reject::invalid("invalid_value", header::DEADLINE.to_owned(), message)
         })
     }

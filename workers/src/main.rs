@@ -1,5 +1,6 @@
 //! `inferq-worker`: configuration, signals, exit codes. Exits with 64 when what it is told is wrong, before connecting.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -15,9 +16,9 @@ use workers::config::{Cli, Command, FetchArgs, FileArgs, LogFormat, WorkerArgs};
 use workers::engine::{self, thread};
 use workers::fetch::{Fetcher, Progress, Request};
 use workers::metrics::{Metrics, Readings};
+use workers::presence;
 use workers::reply::Reply;
 use workers::worker::{Station, Worker, look_up};
-use workers::presence;
 
 /// `sysexits`' EX_USAGE.
 const EXIT_USAGE: u8 = 64;
@@ -81,7 +82,8 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
     };
     let admin = Admin { phase: watched, metrics: Arc::clone(&metrics), readings: Arc::new(readings) };
     let closed = CancellationToken::new();
-    let bound = admin::serve(args.admin, admin, closed.clone()).await.with_context(|| format!("--admin {}", args.admin))?;
+    let bound =
+        admin::serve(args.admin, admin, closed.clone()).await.with_context(|| format!("--admin {}", args.admin))?;
     tracing::info!(model = model.name, worker = worker_name, admin = %bound, "starting");
 
     let loaded = load(&model, &cli.files).await?;
@@ -90,7 +92,15 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
     let consumers = look_up(&connection, &model, &stop).await?;
     let reply = Reply::new(connection.jetstream.clone(), args.reply_prefix.clone()).await?;
     let service = presence::announce(&connection.client, &worker_name, &model).await?;
-    let station = Station { name: worker_name, model, text: loaded.text, engine: engine.clone(), reply, client: connection.client.clone(), metrics };
+    let station = Station {
+        name: worker_name,
+        model,
+        text: loaded.text,
+        engine: engine.clone(),
+        reply,
+        client: connection.client.clone(),
+        metrics,
+    };
     let worker = Worker::new(station, consumers, &connection, args.grace());
     phase.send_replace(Phase::Running);
     tracing::info!("ready");
@@ -135,7 +145,8 @@ async fn load(model: &Model, files: &FileArgs) -> anyhow::Result<engine::Loaded>
 async fn fetch(args: FetchArgs, files: &FileArgs) -> anyhow::Result<()> {
     let request = match (&args.model, &args.source) {
         (_, Some(source)) => {
-            let source = schemas::registry::Source::parse(source).map_err(|reason| Usage(format!("--source: {reason}")))?;
+            let source =
+                schemas::registry::Source::parse(source).map_err(|reason| Usage(format!("--source: {reason}")))?;
             Request { source, path: args.path, sha256: args.sha256 }
         }
         (name, None) => {
@@ -151,12 +162,13 @@ async fn fetch(args: FetchArgs, files: &FileArgs) -> anyhow::Result<()> {
 }
 
 fn fetcher(files: &FileArgs) -> Fetcher {
-    Fetcher { cache: files.cache_folder(), index_url: files.index_url.clone(), progress: Progress::for_stderr() }
+    Fetcher { cache: files.cache_folder(), index_url: files.index_url.clone(), progress: progress() }
 }
 
 fn find_model(path: &std::path::Path, name: &str) -> anyhow::Result<Model> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Usage(format!("--registry {}: {error}; give the file that lists the models", path.display())))?;
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Usage(format!("--registry {}: {error}; give the file that lists the models", path.display()))
+    })?;
     let registry = Registry::parse(&text).map_err(|error| Usage(format!("--registry {}: {error}", path.display())))?;
     let model = registry.model(name).map_err(|error| Usage(format!("--model: {error}")))?;
     Ok(model.clone())
@@ -192,4 +204,9 @@ fn stop_on_signal() -> anyhow::Result<CancellationToken> {
         std::process::exit(130);
     });
     Ok(stop)
+}
+
+/// A bar for a person, lines for a log.
+fn progress() -> Progress {
+    if std::io::stderr().is_terminal() { Progress::Bar } else { Progress::Lines }
 }

@@ -1,9 +1,7 @@
 //! Metrics of one worker, for Prometheus. Base units; labels from closed sets; never a job id.
 
 use prometheus::core::Collector;
-use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
-};
+use prometheus::{Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 
 use crate::outcome::Outcome;
 
@@ -129,7 +127,10 @@ mod tests {
         let text = Metrics::new("m").render(Readings { engine_steps: 7, nats_connected: true, nats_connects: 1 });
         for (name, label, help) in TABLE {
             assert!(text.contains(&format!("# HELP {name} {help}")), "{name}");
-            assert!(label.is_empty() || text.contains(&format!("{name}{{model=\"m\",{label}=")), "{name} {label}\n{text}");
+            assert!(
+                label.is_empty() || text.contains(&format!("{name}{{model=\"m\",{label}=")),
+                "{name} {label}\n{text}"
+            );
         }
         assert!(text.contains("inferq_engine_steps_total{model=\"m\"} 7"));
     }

@@ -57,7 +57,13 @@ impl Lanes {
     /// `consumers` in order of precedence; `in_flight` is at least their number.
     pub fn new(consumers: Vec<PullConsumer>, in_flight: usize, connects: watch::Receiver<u64>) -> Self {
         let ready = vec![true; consumers.len()];
-        Self { consumers, ready, parked: FuturesUnordered::new(), permits: Arc::new(Semaphore::new(in_flight)), connects }
+        Self {
+            consumers,
+            ready,
+            parked: FuturesUnordered::new(),
+            permits: Arc::new(Semaphore::new(in_flight)),
+            connects,
+        }
     }
 
     /// Waits for work and for permits. Empty after `stop`.
@@ -109,7 +115,9 @@ impl Lanes {
                 let permit = permits.pop().expect("a pull brings at most what was asked");
                 pulled.push(Pulled { message, permit });
             }
-            if !batch.more && let Some(permit) = permits.pop() {
+            if !batch.more
+                && let Some(permit) = permits.pop()
+            {
                 self.park(lane, permit);
             }
         }
@@ -139,7 +147,12 @@ impl Lanes {
 }
 
 /// One pull: for what is there now (`wait` is none), or for the first that comes.
-async fn pull(consumer: &PullConsumer, max: usize, wait: Option<Duration>, mut connects: watch::Receiver<u64>) -> Batch {
+async fn pull(
+    consumer: &PullConsumer,
+    max: usize,
+    wait: Option<Duration>,
+    mut connects: watch::Receiver<u64>,
+) -> Batch {
     connects.mark_unchanged();
     let mut request = consumer.fetch().max_messages(max);
     if let Some(wait) = wait {
@@ -165,7 +178,8 @@ async fn pull(consumer: &PullConsumer, max: usize, wait: Option<Duration>, mut c
             Some(Err(_)) | None => break,
         }
     }
-    let more = messages.len() == max && messages.last().is_some_and(|last| last.info().is_ok_and(|info| info.pending > 0));
+    let more =
+        messages.len() == max && messages.last().is_some_and(|last| last.info().is_ok_and(|info| info.pending > 0));
     Batch { messages, more }
 }
 

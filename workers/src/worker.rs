@@ -91,7 +91,11 @@ async fn finish(tracker: &TaskTracker, abandon: &CancellationToken, grace: Durat
 }
 
 /// The consumers of the model's lanes, in order. Waits while `inferq setup` has not made them: it may run after us.
-pub async fn look_up(connection: &Connection, model: &Model, stop: &CancellationToken) -> anyhow::Result<Vec<PullConsumer>> {
+pub async fn look_up(
+    connection: &Connection,
+    model: &Model,
+    stop: &CancellationToken,
+) -> anyhow::Result<Vec<PullConsumer>> {
     let mut reported = false;
     loop {
         match consumers(connection, model).await {
@@ -114,7 +118,8 @@ async fn consumers(connection: &Connection, model: &Model) -> anyhow::Result<Vec
     let mut consumers = Vec::new();
     for declared in stream::consumers(model) {
         let consumer = jobs.get_consumer(&declared.name).await;
-        consumers.push(consumer.map_err(anyhow::Error::from_boxed).with_context(|| format!("consumer {}", declared.name))?);
+        consumers
+            .push(consumer.map_err(anyhow::Error::from_boxed).with_context(|| format!("consumer {}", declared.name))?);
     }
     Ok(consumers)
 }

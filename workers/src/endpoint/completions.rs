@@ -9,7 +9,7 @@ use schemas::log::Usage;
 use schemas::registry::Model;
 use serde_json::{Value, json};
 
-use super::{Answer, Body, Plan, Reject, Stamp, check_inputs, misshapen, prompt_param, too_long, tokens_of};
+use super::{Answer, Body, Plan, Reject, Stamp, check_inputs, misshapen, prompt_param, tokens_of, too_long};
 use crate::engine::text::Text;
 use crate::engine::{FinishReason, Goal, Output, SamplingParams, Sequence};
 
@@ -23,7 +23,11 @@ pub fn prepare_chat(body: &Value, job_id: &str, model: &Model, text: &Text) -> R
     refuse_set("tools", request.tools.as_ref(), &[json!([])])?;
     refuse_set("response_format", request.response_format.as_ref(), &[json!({"type": "text"})])?;
     if request.messages.is_empty() {
-        return Err(Reject::invalid("empty_input", "body.messages".to_owned(), "body.messages: is empty; give at least one message"));
+        return Err(Reject::invalid(
+            "empty_input",
+            "body.messages".to_owned(),
+            "body.messages: is empty; give at least one message",
+        ));
     }
     let messages = request.messages.iter().enumerate().map(message).collect::<Result<Vec<_>, _>>()?;
     let tokens = text.encode_chat(&Value::Array(messages)).map_err(|error| Reject::value("body.messages", error))?;
@@ -114,9 +118,14 @@ impl Budget<'_> {
         let cap = self.model.limits.completion_tokens as u64;
         let max_tokens = match self.max_tokens {
             None => room.min(cap),
-            Some(0) => return Err(Reject::value(&format!("body.{}", self.field), "0 is not a number of tokens to generate")),
+            Some(0) => {
+                return Err(Reject::value(&format!("body.{}", self.field), "0 is not a number of tokens to generate"));
+            }
             Some(asked) if asked > cap => {
-                return Err(Reject::value(&format!("body.{}", self.field), format!("{asked} is above the model's limit of {cap}")));
+                return Err(Reject::value(
+                    &format!("body.{}", self.field),
+                    format!("{asked} is above the model's limit of {cap}"),
+                ));
             }
             Some(asked) => asked.min(room),
         };
@@ -126,7 +135,8 @@ impl Budget<'_> {
 }
 
 fn sampling_params(sampling: &Sampling, job_id: &str) -> Result<SamplingParams, Reject> {
-    let temperature = in_range("temperature", sampling.temperature, 1.0, |value| (0.0..=2.0).contains(&value), "0 to 2")?;
+    let temperature =
+        in_range("temperature", sampling.temperature, 1.0, |value| (0.0..=2.0).contains(&value), "0 to 2")?;
     let top_p = in_range("top_p", sampling.top_p, 1.0, |value| value > 0.0 && value <= 1.0, "above 0 and up to 1")?;
     refuse_set("n", sampling.n.as_ref(), &[1])?;
     refuse_set("frequency_penalty", sampling.frequency_penalty.as_ref(), &[0.0])?;
@@ -142,7 +152,13 @@ fn sampling_params(sampling: &Sampling, job_id: &str) -> Result<SamplingParams, 
     })
 }
 
-fn in_range(field: &str, value: Option<f32>, default: f32, holds: impl Fn(f32) -> bool, range: &str) -> Result<f32, Reject> {
+fn in_range(
+    field: &str,
+    value: Option<f32>,
+    default: f32,
+    holds: impl Fn(f32) -> bool,
+    range: &str,
+) -> Result<f32, Reject> {
     match value.unwrap_or(default) {
         value if holds(value) => Ok(value),
         value => Err(Reject::value(&format!("body.{field}"), format!("{value} is not {range}"))),
@@ -155,7 +171,11 @@ fn refuse_set<T: PartialEq + serde::Serialize>(field: &str, value: Option<&T>, h
         Some(value) if !harmless.contains(value) => {
             let shown = serde_json::to_string(value).unwrap_or_default();
             let param = format!("body.{field}");
-            Err(Reject::invalid("unsupported_value", param.clone(), format!("{param}: {shown} is not supported; leave it out")))
+            Err(Reject::invalid(
+                "unsupported_value",
+                param.clone(),
+                format!("{param}: {shown} is not supported; leave it out"),
+            ))
         }
         _ => Ok(()),
     }

@@ -9,7 +9,7 @@ use schemas::log::Usage;
 use schemas::registry::Model;
 use serde_json::Value;
 
-use super::{Answer, Body, Plan, Reject, Stamp, check_inputs, misshapen, prompt_param, too_long, tokens_of};
+use super::{Answer, Body, Plan, Reject, Stamp, check_inputs, misshapen, prompt_param, tokens_of, too_long};
 use crate::engine::text::Text;
 use crate::engine::{Goal, Output, Sequence};
 
@@ -36,7 +36,8 @@ pub fn prepare(body: &Value, model: &Model, text: &Text) -> Result<Plan, Reject>
 }
 
 pub fn body(shape: Shape, outputs: Vec<Output>, stamp: Stamp<'_>) -> (Body, Usage) {
-    let usage = Usage { prompt_tokens: stamp.prompt_tokens, completion_tokens: None, total_tokens: stamp.prompt_tokens };
+    let usage =
+        Usage { prompt_tokens: stamp.prompt_tokens, completion_tokens: None, total_tokens: stamp.prompt_tokens };
     let embed = |(index, output)| match output {
         Output::Embedding(values) => {
             Embedding { object: "embedding".to_owned(), index, embedding: shape.vector(values) }

@@ -77,8 +77,14 @@ pub fn prepare(job: &Job, job_id: &str, model: &Model, text: &Text) -> Result<Pl
     match job.model() {
         Some(name) if name == model.name => {}
         Some(name) => {
-            let message = format!("body.model: {name:?} is not {:?}, which this subject is for; publish it on its own subject", model.name);
-            return Err(Reject { status: 404, error: ErrorObject::invalid("model_not_found", "body.model".to_owned(), message) });
+            let message = format!(
+                "body.model: {name:?} is not {:?}, which this subject is for; publish it on its own subject",
+                model.name
+            );
+            return Err(Reject {
+                status: 404,
+                error: ErrorObject::invalid("model_not_found", "body.model".to_owned(), message),
+            });
         }
         None => return Err(Reject::value("body.model", "is missing or not a string")),
     }
@@ -132,8 +138,14 @@ fn misshapen(error: DecodeError) -> Reject {
 }
 
 /// The tokens of one prompt, within the model's limits. `param` is its place in the job.
-fn tokens_of(prompt: Prompt<'_>, param: &str, text: &Text, encode: impl Fn(&str) -> Result<Vec<u32>, crate::engine::TextError>) -> Result<Vec<u32>, Reject> {
-    let empty = || Reject::invalid("empty_input", param.to_owned(), format!("{param}: is empty; give at least one token"));
+fn tokens_of(
+    prompt: Prompt<'_>,
+    param: &str,
+    text: &Text,
+    encode: impl Fn(&str) -> Result<Vec<u32>, crate::engine::TextError>,
+) -> Result<Vec<u32>, Reject> {
+    let empty =
+        || Reject::invalid("empty_input", param.to_owned(), format!("{param}: is empty; give at least one token"));
     let tokens = match prompt {
         Prompt::Text("") => return Err(empty()),
         Prompt::Text(content) => encode(content).map_err(|error| Reject::value(param, error))?,

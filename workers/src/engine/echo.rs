@@ -1,0 +1,143 @@
+//! The echo engine: no model, so that the queue can be tested and loaded by itself. It answers from its input, always
+//! the same way, at a price per step that the registry sets.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::{Engine, FinishReason, Goal, Output, SamplingParams, Sequence, SequenceId, StepError};
+
+/// Of the vectors it makes.
+pub const DIMENSIONS: usize = 8;
+
+#[derive(Debug)]
+pub struct Echo {
+    batch: usize,
+    step_cost: Duration,
+    waiting: VecDeque<(SequenceId, Sequence)>,
+    finished: Vec<(SequenceId, Output)>,
+}
+
+impl Echo {
+    /// Finishes up to `batch` sequences in each step, which takes `step_cost`.
+    pub fn new(batch: usize, step_cost: Duration) -> Self {
+        Self { batch, step_cost, waiting: VecDeque::new(), finished: Vec::new() }
+    }
+}
+
+impl Engine for Echo {
+    fn add(&mut self, id: SequenceId, sequence: Sequence) {
+        self.waiting.push_back((id, sequence));
+    }
+
+    fn step(&mut self) -> Result<(), StepError> {
+        let count = self.batch.min(self.waiting.len());
+        if count > 0 && !self.step_cost.is_zero() {
+            std::thread::sleep(self.step_cost);
+        }
+        let answered = self.waiting.drain(..count).map(|(id, sequence)| (id, answer(&sequence)));
+        self.finished.extend(answered);
+        Ok(())
+    }
+
+    fn finished(&mut self) -> Vec<(SequenceId, Output)> {
+        std::mem::take(&mut self.finished)
+    }
+
+    fn remove(&mut self, id: SequenceId) {
+        self.waiting.retain(|(waiting, _)| *waiting != id);
+        self.finished.retain(|(finished, _)| *finished != id);
+    }
+
+    fn is_idle(&self) -> bool {
+        self.waiting.is_empty()
+    }
+}
+
+fn answer(sequence: &Sequence) -> Output {
+    match &sequence.goal {
+        Goal::Embed => Output::Embedding(embed(&sequence.tokens)),
+        Goal::Generate(params) => repeat(&sequence.tokens, params),
+    }
+}
+
+/// A unit vector from a hash of the tokens (FNV-1a, then SplitMix64 for each value).
+fn embed(tokens: &[u32]) -> Vec<f32> {
+    let seed = tokens
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, &token| (hash ^ u64::from(token)).wrapping_mul(0x0100_0000_01b3));
+    let mut values: Vec<f32> = (1..=DIMENSIONS as u64)
+        .map(|place| unit(seed.wrapping_add(place.wrapping_mul(0x9e37_79b9_7f4a_7c15))))
+        .collect();
+    let norm = values.iter().map(|value| value * value).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
+    values.iter_mut().for_each(|value| *value /= norm);
+    values
+}
+
+/// Mixes 64 bits to a number between -1 and 1.
+fn unit(mut bits: u64) -> f32 {
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((bits >> 40) as f32 / (1_u64 << 23) as f32) - 1.0
+}
+
+/// The prompt's bytes again, up to `max_tokens` of them and before the first stop string.
+fn repeat(tokens: &[u32], params: &SamplingParams) -> Output {
+    let kept = tokens.len().min(params.max_tokens);
+    let bytes: Vec<u8> = tokens[..kept].iter().map(|&token| u8::try_from(token).unwrap_or(b'?')).collect();
+    let mut text =
+        String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+    let stop = params.stop.iter().filter_map(|stop| text.find(stop.as_str())).min();
+    let (completion_tokens, finish_reason) = match stop {
+        Some(end) => {
+            text.truncate(end);
+            (end, FinishReason::Stop)
+        }
+        None if kept < tokens.len() => (kept, FinishReason::Length),
+        None => (kept, FinishReason::Stop),
+    };
+    Output::Completion { text, completion_tokens, finish_reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn generate(prompt: &str, max_tokens: usize, stop: &[&str]) -> Output {
+        let stop = stop.iter().map(|&text| text.to_owned()).collect();
+        let params = SamplingParams { temperature: 1.0, top_p: 1.0, seed: 0, max_tokens, stop };
+        answer(&Sequence { tokens: prompt.bytes().map(u32::from).collect(), goal: Goal::Generate(params) })
+    }
+
+    #[test]
+    fn text_comes_back_up_to_its_end_a_stop_or_the_limit() {
+        let completion = |text: &str, completion_tokens, finish_reason| Output::Completion {
+            text: text.to_owned(),
+            completion_tokens,
+            finish_reason,
+        };
+        assert_eq!(generate("hello", 10, &[]), completion("hello", 5, FinishReason::Stop));
+        assert_eq!(generate("hello", 3, &[]), completion("hel", 3, FinishReason::Length));
+        assert_eq!(generate("hello", 10, &["x", "l"]), completion("he", 2, FinishReason::Stop));
+    }
+
+    #[test]
+    fn vectors_are_units_that_differ_with_the_text() {
+        let (a, b) = (embed(&[1, 2]), embed(&[2, 1]));
+        assert!((a.iter().map(|value| value * value).sum::<f32>() - 1.0).abs() < 1e-5);
+        assert_ne!(a, b);
+        assert_eq!(a, embed(&[1, 2]));
+    }
+
+    #[test]
+    fn a_step_finishes_no_more_than_its_batch() {
+        let mut echo = Echo::new(2, Duration::ZERO);
+        for id in 0..3 {
+            echo.add(SequenceId(id), Sequence { tokens: vec![1], goal: Goal::Embed });
+        }
+        echo.step().unwrap();
+        assert_eq!(echo.finished().len(), 2);
+        assert!(!echo.is_idle());
+        echo.remove(SequenceId(2));
+        assert!(echo.is_idle());
+    }
+}

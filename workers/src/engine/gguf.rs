@@ -1,0 +1,174 @@
+//! GGUF files: metadata, tensors and the tokenizer they describe.
+//!
+//! Tensors are dequantized to f32 as they are read. The tokenizer is built from the metadata by its own rules: what a
+//! file calls `pre` decides how text is split, and a `pre` we do not know is refused, since guessing would give wrong
+//! tokens without any sign of it.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+
+use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::{Device, Tensor};
+use serde_json::{Map, json};
+use tokenizers::Tokenizer;
+
+use super::LoadError;
+
+/// Of `tokenizer.ggml.token_type`.
+const CONTROL: i64 = 3;
+const USER_DEFINED: i64 = 4;
+
+/// An open file.
+pub struct Gguf {
+    path: PathBuf,
+    content: Content,
+    reader: BufReader<File>,
+}
+
+impl Gguf {
+    pub fn open(path: &Path) -> Result<Self, LoadError> {
+        let failed = |error: &dyn std::fmt::Display| LoadError::file(path, error);
+        let file = File::open(path).map_err(|error| failed(&error))?;
+        let mut reader = BufReader::with_capacity(1 << 20, file);
+        let content =
+            Content::read(&mut reader).map_err(|error| failed(&format!("is no readable GGUF file: {error}")))?;
+        Ok(Self { path: path.to_owned(), content, reader })
+    }
+
+    /// A tensor as f32.
+    pub fn tensor(&mut self, name: &str) -> Result<Tensor, LoadError> {
+        let read = self.content.tensor(&mut self.reader, name, &Device::Cpu);
+        let dequantized = read.and_then(|tensor| tensor.dequantize(&Device::Cpu));
+        dequantized.map_err(|error| self.error(format!("tensor {name}: {error}")))
+    }
+
+    pub fn has_tensor(&self, name: &str) -> bool {
+        self.content.tensor_infos.contains_key(name)
+    }
+
+    pub fn string(&self, key: &str) -> Result<&str, LoadError> {
+        self.value(key)?.to_string().map(String::as_str).map_err(|error| self.error(format!("{key}: {error}")))
+    }
+
+    pub fn number(&self, key: &str) -> Result<usize, LoadError> {
+        let value = self.value(key)?;
+        let number = integer(value).and_then(|number| usize::try_from(number).ok());
+        number.ok_or_else(|| self.error(format!("{key}: {value:?} is not a number of things")))
+    }
+
+    pub fn float(&self, key: &str) -> Result<f32, LoadError> {
+        self.value(key)?.to_f32().map_err(|error| self.error(format!("{key}: {error}")))
+    }
+
+    pub fn flag(&self, key: &str) -> bool {
+        self.content.metadata.get(key).and_then(|value| value.to_bool().ok()).unwrap_or(false)
+    }
+
+    pub fn error(&self, reason: impl std::fmt::Display) -> LoadError {
+        LoadError::file(&self.path, reason)
+    }
+
+    /// The text of a token.
+    pub fn token(&self, id: usize) -> Result<&str, LoadError> {
+        let tokens = self.list("tokenizer.ggml.tokens")?;
+        let token = tokens.get(id).and_then(|token| token.to_string().ok());
+        token.map(String::as_str).ok_or_else(|| self.error(format!("tokenizer.ggml.tokens: has no token {id}")))
+    }
+
+    /// The tokenizer that the metadata describes.
+    pub fn tokenizer(&self) -> Result<Tokenizer, LoadError> {
+        let model = self.string("tokenizer.ggml.model")?;
+        if model != "gpt2" {
+            return Err(
+                self.error(format!("tokenizer.ggml.model: {model:?} is not supported; only gpt2 (byte-level BPE) is"))
+            );
+        }
+        let tokens = self.strings("tokenizer.ggml.tokens")?;
+        let types = self.list("tokenizer.ggml.token_type")?;
+        let added = tokens.iter().zip(types).enumerate().filter_map(|(id, (token, kind))| {
+            let special = match integer(kind)? {
+                CONTROL => true,
+                USER_DEFINED => false,
+                _ => return None,
+            };
+            Some(json!({
+                "id": id, "content": token, "special": special,
+                "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+            }))
+        });
+        let byte_level =
+            json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
+        let document = json!({
+            "version": "1.0",
+            "added_tokens": added.collect::<Vec<_>>(),
+            "pre_tokenizer": self.pre_tokenizer(&byte_level)?,
+            "decoder": byte_level,
+            "model": {
+                "type": "BPE",
+                "vocab": tokens.iter().enumerate().map(|(id, token)| ((*token).to_owned(), json!(id))).collect::<Map<_, _>>(),
+                "merges": self.strings("tokenizer.ggml.merges")?,
+            },
+        });
+        let bytes = serde_json::to_vec(&document).map_err(|error| self.error(error))?;
+        Tokenizer::from_bytes(bytes).map_err(|error| self.error(format!("tokenizer: {error}")))
+    }
+
+    /// How text is split before byte pairs are merged.
+    fn pre_tokenizer(&self, byte_level: &serde_json::Value) -> Result<serde_json::Value, LoadError> {
+        match self.string("tokenizer.ggml.pre")? {
+            "smollm" => Ok(json!({
+                "type": "Sequence",
+                "pretokenizers": [{ "type": "Digits", "individual_digits": true }, byte_level],
+            })),
+            "gpt-2" => Ok(byte_level.clone()),
+            other => Err(self.error(format!("tokenizer.ggml.pre: {other:?} is not supported; smollm and gpt-2 are"))),
+        }
+    }
+
+    fn strings(&self, key: &str) -> Result<Vec<&str>, LoadError> {
+        let texts = self.list(key)?.iter().map(|value| value.to_string().map(String::as_str));
+        texts.collect::<candle_core::Result<_>>().map_err(|error| self.error(format!("{key}: {error}")))
+    }
+
+    fn list(&self, key: &str) -> Result<&Vec<Value>, LoadError> {
+        self.value(key)?.to_vec().map_err(|error| self.error(format!("{key}: {error}")))
+    }
+
+    fn value(&self, key: &str) -> Result<&Value, LoadError> {
+        self.content.metadata.get(key).ok_or_else(|| self.error(format!("metadata {key} is missing")))
+    }
+}
+
+fn integer(value: &Value) -> Option<i64> {
+    match value {
+        Value::U8(number) => Some((*number).into()),
+        Value::I8(number) => Some((*number).into()),
+        Value::U16(number) => Some((*number).into()),
+        Value::I16(number) => Some((*number).into()),
+        Value::U32(number) => Some((*number).into()),
+        Value::I32(number) => Some((*number).into()),
+        Value::U64(number) => i64::try_from(*number).ok(),
+        Value::I64(number) => Some(*number),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_no_gguf_is_an_error_with_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, bytes) in
+            [("empty.gguf", &b""[..]), ("text.gguf", b"hello"), ("cut.gguf", b"GGUF\x03\0\0\0\xff\0\0\0\0\0\0\0")]
+        {
+            let path = folder.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            let message = Gguf::open(&path).map(drop).unwrap_err().to_string();
+            assert!(message.contains(name) && message.contains("is no readable GGUF file"), "{message}");
+        }
+        assert!(Gguf::open(Path::new("/missing.gguf")).is_err());
+    }
+}

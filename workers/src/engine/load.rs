@@ -1,0 +1,73 @@
+//! Loading: from a model of the registry and its files to an engine in memory.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use schemas::registry::{Model, Task};
+
+use super::Engine;
+use super::decoder::Decoder;
+use super::echo::{self, Echo};
+use super::encoder::Encoder;
+use super::text::Text;
+
+/// The input limit of the echo engine, which has no model to set one.
+const ECHO_TOKENS_MAX: usize = 16 << 20;
+
+/// A model in memory: its text side for the deliveries, its engine for the thread.
+pub struct Loaded {
+    pub text: Arc<Text>,
+    pub engine: Box<dyn Engine + Send>,
+}
+
+/// Why a model's files cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("{path}: {reason}", path = path.display())]
+    File { path: PathBuf, reason: String },
+    #[error("the model has no files; give it a source in the registry")]
+    NoFiles,
+}
+
+impl LoadError {
+    pub(super) fn file(path: &Path, reason: impl std::fmt::Display) -> Self {
+        Self::File { path: path.to_owned(), reason: reason.to_string() }
+    }
+}
+
+/// Loads a model. `files` is the folder or file its source was brought to; the echo engine needs none.
+pub fn load(model: &Model, files: Option<&Path>) -> Result<Loaded, LoadError> {
+    let limits = &model.limits;
+    match (model.task, files) {
+        (Task::Echo, _) => {
+            let cost = Duration::from_millis(model.echo.step_milliseconds);
+            let text = Text::bytes(limits.prompt_tokens.unwrap_or(ECHO_TOKENS_MAX), echo::DIMENSIONS);
+            Ok(Loaded { text: Arc::new(text), engine: Box::new(Echo::new(limits.batch, cost)) })
+        }
+        (Task::Embed, Some(folder)) => {
+            let (text, encoder) = Encoder::load(folder, limits)?;
+            Ok(Loaded { text: Arc::new(text), engine: Box::new(encoder) })
+        }
+        (Task::Generate, Some(path)) => {
+            let (text, decoder) = Decoder::load(&gguf_file(path)?, limits)?;
+            Ok(Loaded { text, engine: Box::new(decoder) })
+        }
+        (Task::Embed | Task::Generate, None) => Err(LoadError::NoFiles),
+    }
+}
+
+/// The file itself, or the only one of a folder.
+fn gguf_file(path: &Path) -> Result<PathBuf, LoadError> {
+    if !path.is_dir() {
+        return Ok(path.to_owned());
+    }
+    let entries = std::fs::read_dir(path).map_err(|error| LoadError::file(path, error))?;
+    let is_gguf = |file: &PathBuf| file.extension().is_some_and(|extension| extension == "gguf");
+    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(is_gguf).collect();
+    match (files.pop(), files.is_empty()) {
+        (Some(file), true) => Ok(file),
+        (Some(_), false) => Err(LoadError::file(path, "holds several .gguf files; name one with `path`")),
+        (None, _) => Err(LoadError::file(path, "holds no .gguf file")),
+    }
+}
