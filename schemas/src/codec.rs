@@ -85,7 +85,7 @@ pub fn decode_body<T: DeserializeOwned>(body: &serde_json::Value) -> Result<T, D
 
 fn located<E: std::fmt::Display>(error: serde_path_to_error::Error<E>) -> DecodeError {
     let path = match error.path().to_string() {
-        path if path == "." => String::new(),
+        path if path == "." || path == "?" => String::new(),
         path => path,
     };
     DecodeError { path, message: error.into_inner().to_string() }

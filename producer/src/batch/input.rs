@@ -237,7 +237,7 @@ mod tests {
             "line 3: EOF",
             "line 4: body.model: \"n\" is not registered",
             "line 5: url: \"/v1/x\"",
-            "line 6: 290 bytes",
+            "line 6: 288 bytes",
         ] {
             assert!(message.contains(part), "{part} in {message}");
         }
