@@ -1,0 +1,43 @@
+# Everything is built with one profile, so that the tests run the programs that ship and nothing is compiled twice.
+SHELL := /bin/bash
+BIN := $(or $(CARGO_TARGET_DIR),target)/release
+CARGO := cargo --locked
+DENY_VERSION := 0.20.2
+DENY := $(abspath $(BIN))/../tools/bin/cargo-deny
+
+.PHONY: help build demo test check bench schemas fmt
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+build: ## build the programs
+	$(CARGO) build --release --workspace
+
+demo: build ## run a small batch file on real models, start to end
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/inferq up --registry workers/models.toml --data "$(BIN)/demo" --port 0 -- tests/demo/run.sh
+
+test: check build ## run every check and every test
+	$(CARGO) test --release --workspace --lib --bins --examples --test '*'
+	$(CARGO) test --release --workspace --doc
+
+check: $(DENY) ## format, lints, documentation, licenses
+	$(CARGO) fmt --check
+	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --workspace --no-deps
+	$(DENY) --locked check licenses bans sources
+
+# Unoptimised, since building it takes far longer than running it.
+$(DENY):
+	CARGO_TARGET_DIR="$(abspath $(BIN))/../tools/build" CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off \
+	CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_DEBUG=0 \
+	cargo install cargo-deny@$(DENY_VERSION) --locked --no-default-features --root "$(abspath $(BIN))/../tools"
+	rm -rf "$(abspath $(BIN))/../tools/build"
+
+bench: build ## measure the queue and the models beside bare JetStream
+	$(CARGO) bench -p tests --bench queue
+
+schemas: ## write schemas/json anew from the types
+	$(CARGO) run --release -p schemas --example generate
+
+fmt: ## format the code
+	cargo fmt

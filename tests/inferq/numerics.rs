@@ -1,0 +1,161 @@
+//! Real models through the whole system, against reference implementations. `tests/golden` has the reference answers and
+//! the scripts that made them.
+
+use std::collections::HashMap;
+
+use connect::Connection;
+use schemas::codec::Encoding;
+use serde_json::{Value, json};
+
+use crate::support::{Deployment, eventually, program, root, run};
+
+const EMBEDDER: &str = "all-MiniLM-L6-v2";
+const GENERATOR: &str = "SmolLM2-135M-Instruct";
+
+fn golden(name: &str) -> Value {
+    let path = root().join("tests/golden").join(name);
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+async fn deployment() -> Deployment {
+    Deployment::new(&std::fs::read_to_string(root().join("workers/models.toml")).unwrap()).await
+}
+
+async fn answer(deployment: &Deployment, url: &str, body: Value) -> Value {
+    let id = deployment.submit(&json!({ "url": url, "body": body }), Encoding::Json).await;
+    let (_, result) = deployment.result(id.as_str()).await;
+    assert_eq!(result["response"]["status_code"], 200, "{result}");
+    result["response"]["body"].clone()
+}
+
+fn floats(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
+}
+
+fn cosine(a: &[f64], b: &[f64]) -> f64 {
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+#[tokio::test]
+async fn embeddings_equal_those_of_sentence_transformers() {
+    let deployment = deployment().await;
+    let _worker = deployment.worker(EMBEDDER).await;
+    let golden = golden("embeddings.json");
+    let cases = golden["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 50);
+    let texts: Vec<&str> = cases.iter().map(|case| case["text"].as_str().unwrap()).collect();
+    let body = answer(
+        &deployment,
+        "/v1/embeddings",
+        json!({ "model": EMBEDDER, "input": texts, "truncate_prompt_tokens": -1 }),
+    )
+    .await;
+    let tokens: u64 = cases.iter().map(|case| case["tokens"].as_u64().unwrap()).sum();
+    assert_eq!(body["usage"]["prompt_tokens"], tokens, "the texts were split into other tokens");
+    for (case, data) in cases.iter().zip(body["data"].as_array().unwrap()) {
+        let similarity = cosine(&floats(&case["embedding"]), &floats(&data["embedding"]));
+        assert!(similarity > 0.99999, "{similarity} for {}", case["text"]);
+    }
+    // The same by token ids, of which one is too long to be taken without being told to cut it.
+    for case in cases.iter().take(5) {
+        let body =
+            answer(&deployment, "/v1/embeddings", json!({ "model": EMBEDDER, "input": case["token_ids"] })).await;
+        assert!(cosine(&floats(&case["embedding"]), &floats(&body["data"][0]["embedding"])) > 0.99999);
+    }
+    let long = cases.iter().find(|case| case["truncated"] == true).unwrap();
+    let job = json!({ "url": "/v1/embeddings", "body": { "model": EMBEDDER, "input": long["text"] } });
+    let id = deployment.submit(&job, Encoding::Json).await;
+    let (_, refused) = deployment.result(id.as_str()).await;
+    let error = &refused["response"]["body"]["error"];
+    assert_eq!(error["code"], "context_length_exceeded", "{refused}");
+    assert!(error["message"].as_str().unwrap().contains("at most 256"), "{refused}");
+    wrong_endpoint(&deployment).await;
+}
+
+async fn wrong_endpoint(deployment: &Deployment) {
+    let job = json!({ "url": "/v1/chat/completions", "body": { "model": EMBEDDER, "messages": [] } });
+    let id = deployment.submit(&job, Encoding::Json).await;
+    let (_, refused) = deployment.result(id.as_str()).await;
+    let error = &refused["response"]["body"]["error"];
+    assert_eq!(error["code"], "unsupported_endpoint", "{refused}");
+    assert!(error["message"].as_str().unwrap().contains("it serves /v1/embeddings"), "{refused}");
+}
+
+#[tokio::test]
+async fn greedy_completions_equal_those_of_transformers() {
+    let deployment = deployment().await;
+    let _worker = deployment.worker(GENERATOR).await;
+    let golden = golden("completions.json");
+    let cases = golden["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 10);
+    let bodies = cases.iter().map(|case| {
+        let (url, field) =
+            if case["kind"] == "chat" { ("/v1/chat/completions", "messages") } else { ("/v1/completions", "prompt") };
+        let mut body = json!({ "model": GENERATOR, "temperature": 0, "max_tokens": 48 });
+        body[field] = case[field].clone();
+        answer(&deployment, url, body)
+    });
+    // Together, so that the batch is ragged.
+    let bodies = futures::future::join_all(bodies).await;
+    for (case, body) in cases.iter().zip(bodies) {
+        let choice = &body["choices"][0];
+        let text = choice["text"].as_str().or(choice["message"]["content"].as_str()).unwrap();
+        let count = |key: &str| case[key].as_array().unwrap().len() as u64;
+        assert_eq!(
+            body["usage"]["prompt_tokens"],
+            count("prompt_token_ids"),
+            "the prompt was split into other tokens: {case}"
+        );
+        assert_eq!(text, case["text"].as_str().unwrap(), "all 48 tokens, or up to the end of the text");
+        assert_eq!(body["usage"]["completion_tokens"], count("token_ids"));
+    }
+    seeds_repeat(&deployment).await;
+}
+
+/// The same seed gives the same text, another seed another.
+async fn seeds_repeat(deployment: &Deployment) {
+    let mut texts = HashMap::new();
+    for seed in [1, 1, 2] {
+        let body = json!({ "model": GENERATOR, "prompt": "Once upon a time", "temperature": 1.2, "top_p": 0.95, "seed": seed, "max_tokens": 12 });
+        let text = answer(deployment, "/v1/completions", body).await["choices"][0]["text"].as_str().unwrap().to_owned();
+        assert_eq!(texts.entry(seed).or_insert_with(|| text.clone()), &text);
+    }
+    assert_ne!(texts[&1], texts[&2]);
+}
+
+#[tokio::test]
+async fn gguf_text_is_split_as_the_models_own_tokenizer_does() {
+    let registry = root().join("workers/models.toml");
+    let fetch = ["fetch", "--model", GENERATOR, "--registry", registry.to_str().unwrap()];
+    let output = run(&program("inferq-worker"), &fetch, &[]);
+    assert!(output.status.success());
+    let file = String::from_utf8(output.stdout).unwrap();
+    let registry = schemas::registry::Registry::parse(&std::fs::read_to_string(registry).unwrap()).unwrap();
+    let loaded = workers::engine::load(registry.model(GENERATOR).unwrap(), Some(file.trim().as_ref())).unwrap();
+    let golden = golden("completions.json");
+    let tokenizations = golden["tokenizations"].as_array().unwrap();
+    assert_eq!(tokenizations.len(), 20);
+    for case in tokenizations {
+        let tokens = loaded.text.encode_prompt(case["text"].as_str().unwrap()).unwrap();
+        assert_eq!(json!(tokens), case["token_ids"], "{}", case["text"]);
+    }
+}
+
+#[tokio::test]
+async fn both_models_serve_one_batch_file() {
+    let deployment = deployment().await;
+    let _workers = (deployment.worker(EMBEDDER).await, deployment.worker(GENERATOR).await);
+    let input = root().join("tests/demo/batch.jsonl");
+    let output = deployment.folder.path().join("out.jsonl");
+    let run = deployment.inferq(&["batch", "run", input.to_str().unwrap(), "-o", output.to_str().unwrap()]);
+    assert_eq!(run.status.code(), Some(0), "{}", String::from_utf8_lossy(&run.stderr));
+    let rows = std::fs::read_to_string(&input).unwrap().lines().count();
+    assert_eq!(std::fs::read_to_string(&output).unwrap().lines().count(), rows);
+    let Connection { client, jetstream, .. } = &deployment.client.connection;
+    eventually("nothing is left", async || {
+        let status = producer::status::status(client, jetstream).await.unwrap();
+        status.lanes.iter().all(|lane| lane.lag == 0).then_some(())
+    })
+    .await;
+}

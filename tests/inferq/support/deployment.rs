@@ -1,0 +1,181 @@
+//! A deployment: a server with streams set up from a registry, workers as processes, and a client.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::stream::Stream;
+use connect::{Connection, FirstConnect, NatsArgs};
+use producer::{Client, Submission, Submitted};
+use schemas::codec::Encoding;
+use schemas::header;
+use schemas::subject::{Address, JobId, Lane, ReplyTokens, Token};
+use serde_json::Value;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use super::{Server, eventually, program, run};
+
+pub const TENANT: &str = "default";
+
+pub struct Deployment {
+    pub server: Server,
+    pub client: Client,
+    pub folder: TempDir,
+    pub registry: PathBuf,
+}
+
+/// A worker process; killed when it is dropped.
+pub struct WorkerProcess(Child);
+
+impl Deployment {
+    /// A server on which `inferq setup` has run with this registry.
+    pub async fn new(registry_text: &str) -> Self {
+        let server = Server::start();
+        let folder = tempfile::tempdir().unwrap();
+        let registry = folder.path().join("models.toml");
+        std::fs::write(&registry, registry_text).unwrap();
+        let connection = connect(&server.url).await;
+        let deployment = Self { client: Client::new(connection), server, folder, registry };
+        let setup = deployment.inferq(&["setup", "--registry", deployment.registry.to_str().unwrap()]);
+        assert!(setup.status.success(), "{}", String::from_utf8_lossy(&setup.stderr));
+        deployment
+    }
+
+    /// The same, with a running worker of its only model.
+    pub async fn with_worker(registry_text: &str) -> (Self, WorkerProcess) {
+        let deployment = Self::new(registry_text).await;
+        let worker = deployment.worker("echo").await;
+        (deployment, worker)
+    }
+
+    /// Starts a worker and waits until it is ready.
+    pub async fn worker(&self, model: &str) -> WorkerProcess {
+        self.worker_with(model, &[]).await
+    }
+
+    pub async fn worker_with(&self, model: &str, arguments: &[&str]) -> WorkerProcess {
+        let before = self.workers(model).await;
+        let mut command = Command::new(program("inferq-worker"));
+        command.args(["--model", model, "--server", &self.server.url, "--admin", "127.0.0.1:0", "--log", "warn"]);
+        command.arg("--registry").arg(&self.registry).args(arguments).stdin(Stdio::null());
+        let mut worker = WorkerProcess(command.spawn().unwrap());
+        eventually("the worker is ready", async || {
+            assert!(worker.0.try_wait().unwrap().is_none(), "the worker has ended");
+            (self.workers(model).await > before).then_some(())
+        })
+        .await;
+        worker
+    }
+
+    async fn workers(&self, model: &str) -> usize {
+        let Connection { client, jetstream, .. } = &self.client.connection;
+        producer::status::status(client, jetstream).await.unwrap().workers.get(model).copied().unwrap_or(0)
+    }
+
+    /// Runs `inferq` against this server.
+    pub fn inferq(&self, arguments: &[&str]) -> Output {
+        run(&program("inferq"), arguments, &[("NATS_URL", &self.server.url)])
+    }
+
+    /// Publishes a job through the library.
+    pub async fn submit(&self, job: &Value, encoding: Encoding) -> JobId {
+        let submission = submission(job, encoding);
+        assert_eq!(self.client.submit(&submission).await.unwrap(), Submitted::Queued);
+        submission.address.job_id
+    }
+
+    /// Publishes bytes as a job for the echo model, as any NATS client would, and gives its id.
+    pub async fn publish_raw(&self, payload: &[u8], headers: &[(&str, &str)]) -> String {
+        let job_id = Uuid::now_v7().to_string();
+        self.publish_as(&job_id, payload, headers).await;
+        job_id
+    }
+
+    pub async fn publish_as(&self, job_id: &str, payload: &[u8], headers: &[(&str, &str)]) {
+        let mut map = HeaderMap::new();
+        headers.iter().for_each(|(name, value)| map.insert(*name, *value));
+        let subject = format!("inferq.jobs.echo.default.{TENANT}.{job_id}");
+        let jetstream = &self.client.connection.jetstream;
+        jetstream.publish_with_headers(subject, map, payload.to_vec().into()).await.unwrap().await.unwrap();
+    }
+
+    /// Waits for a result by its job id, as a message and decoded.
+    pub async fn result(&self, job_id: &str) -> (HeaderMap, Value) {
+        let subject = ReplyTokens { tenant: TENANT, job_id }.result_subject();
+        let results = self.stream(schemas::stream::RESULTS).await;
+        let message =
+            eventually("a result is stored", async || results.direct_get_last_for_subject(&subject).await.ok()).await;
+        let content_type = message.headers.get(header::CONTENT_TYPE).unwrap().as_str();
+        let value = Encoding::from_content_type(Some(content_type)).unwrap().decode(&message.payload).unwrap();
+        (message.headers, value)
+    }
+
+    pub async fn stream(&self, name: &str) -> Stream {
+        self.client.connection.jetstream.get_stream(name).await.unwrap()
+    }
+
+    /// Messages in a stream, and the sequence of its last.
+    pub async fn count(&self, name: &str) -> (u64, u64) {
+        let state = self.stream(name).await.cached_info().state.clone();
+        (state.messages, state.last_sequence)
+    }
+
+    /// Deliveries of the echo model's default lane that are not acknowledged.
+    pub async fn in_flight(&self) -> usize {
+        let stream = self.stream(schemas::stream::JOBS).await;
+        stream.consumer_info("echo_default").await.unwrap().num_ack_pending
+    }
+}
+
+impl WorkerProcess {
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([name, &self.0.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// Waits for its end and gives its exit code.
+    pub async fn exit_code(&mut self) -> Option<i32> {
+        let status = eventually("the worker ends", async || self.0.try_wait().unwrap()).await;
+        status.code()
+    }
+}
+
+impl Drop for WorkerProcess {
+    fn drop(&mut self) {
+        // It may have been stopped by the test.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A job for the model its body names, with a new id.
+pub fn submission(job: &Value, encoding: Encoding) -> Submission {
+    let job: schemas::job::Job = serde_json::from_value(job.clone()).unwrap();
+    let address = Address {
+        model: job.model().unwrap().to_owned(),
+        lane: Lane::Default,
+        tenant: TENANT.to_owned(),
+        job_id: JobId::new(Uuid::now_v7().to_string()).unwrap(),
+    };
+    Submission { address, encoding, payload: encoding.encode(&job).into(), deadline: None }
+}
+
+/// The tenant of all tests, as a token.
+pub fn tenant() -> Token {
+    Token::encode(TENANT).unwrap()
+}
+
+pub async fn connect(url: &str) -> Connection {
+    connect::connect(&nats_args(url), "tests", FirstConnect::Fail).await.unwrap()
+}
+
+/// The options of a connection as the command line would give them.
+fn nats_args(url: &str) -> NatsArgs {
+    #[derive(clap::Parser)]
+    struct Only {
+        #[command(flatten)]
+        nats: NatsArgs,
+    }
+    <Only as clap::Parser>::parse_from(["tests", "--server", url]).nats
+}

@@ -1,0 +1,55 @@
+//! What tests stand on: a real nats-server, real worker processes, and waiting without ordering things by time.
+
+mod deployment;
+mod programs;
+mod server;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+pub use deployment::{Deployment, submission, tenant};
+pub use programs::{program, python, run};
+pub use server::Server;
+
+/// How long anything may take that takes no time on an idle machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(50);
+
+/// The root of the repository.
+pub fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// Waits until `condition` gives a value; fails with `what` when it never does.
+pub async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = condition().await {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "did not happen within {PATIENCE:?}: {what}");
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// A registry with one echo model named `echo`. `limits` are lines of its `[models.limits]`.
+pub fn echo_registry(step_milliseconds: u64, limits: &str) -> String {
+    format!(
+        "[[models]]\nname = \"echo\"\ntask = \"echo\"\necho = {{ step_milliseconds = {step_milliseconds} }}\n[models.limits]\n{limits}\n"
+    )
+}
+
+/// A chat job for the echo model.
+pub fn chat(content: &str) -> Value {
+    let body = json!({ "model": "echo", "messages": [{ "role": "user", "content": content }] });
+    json!({ "url": "/v1/chat/completions", "body": body })
+}
+
+/// The text of a chat result's only choice.
+pub fn content(result: &Value) -> &str {
+    result["response"]["body"]["choices"][0]["message"]["content"]
+        .as_str()
+        .unwrap_or_else(|| panic!("no content in {result}"))
+}
