@@ -8,7 +8,13 @@ use schemas::subject::{JobId, Lane};
 
 /// Asynchronous inference over NATS JetStream: publish jobs, read their results, run batch files.
 #[derive(Parser, Debug)]
-#[command(name = "inferq", version, subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    name = "inferq",
+    version,
+    args_override_self = true,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,

@@ -17,6 +17,8 @@ pub enum Encoding {
 pub struct DecodeError {
     pub path: String,
     pub message: String,
+    /// Whether the bytes are none of this encoding at all, rather than a value of another shape.
+    pub is_syntax: bool,
 }
 
 /// A `Content-Type` we do not speak.
@@ -49,12 +51,17 @@ impl Encoding {
             Self::Json => decode_json(payload),
             Self::MessagePack => {
                 let mut deserializer = rmp_serde::Deserializer::new(std::io::Cursor::new(payload));
-                let value = serde_path_to_error::deserialize(&mut deserializer).map_err(located)?;
+                let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+                    use rmp_serde::decode::Error::{InvalidDataRead, InvalidMarkerRead};
+                    let is_syntax = matches!(error.inner(), InvalidDataRead(_) | InvalidMarkerRead(_));
+                    located(error, is_syntax)
+                })?;
                 // A second value after the first would be dropped silently.
                 match deserializer.position() as usize {
                     end if end < payload.len() => Err(DecodeError {
                         path: String::new(),
                         message: format!("{} bytes follow the MessagePack value", payload.len() - end),
+                        is_syntax: true,
                     }),
                     _ => Ok(value),
                 }
@@ -73,22 +80,29 @@ impl Encoding {
 
 fn decode_json<T: DeserializeOwned>(payload: &[u8]) -> Result<T, DecodeError> {
     let mut deserializer = serde_json::Deserializer::from_slice(payload);
-    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(located)?;
-    deserializer.end().map_err(|error| DecodeError { path: String::new(), message: error.to_string() })?;
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let is_syntax = !error.inner().is_data();
+        located(error, is_syntax)
+    })?;
+    deserializer.end().map_err(|error| DecodeError {
+        path: String::new(),
+        message: error.to_string(),
+        is_syntax: true,
+    })?;
     Ok(value)
 }
 
 /// Reads a typed body out of a job's body.
 pub fn decode_body<T: DeserializeOwned>(body: &serde_json::Value) -> Result<T, DecodeError> {
-    serde_path_to_error::deserialize(body).map_err(located)
+    serde_path_to_error::deserialize(body).map_err(|error| located(error, false))
 }
 
-fn located<E: std::fmt::Display>(error: serde_path_to_error::Error<E>) -> DecodeError {
+fn located<E: std::fmt::Display>(error: serde_path_to_error::Error<E>, is_syntax: bool) -> DecodeError {
     let path = match error.path().to_string() {
         path if path == "." || path == "?" => String::new(),
         path => path,
     };
-    DecodeError { path, message: error.into_inner().to_string() }
+    DecodeError { path, message: error.into_inner().to_string(), is_syntax }
 }
 
 fn prefix(path: &str) -> String {

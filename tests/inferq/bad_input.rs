@@ -42,9 +42,9 @@ fn cases() -> Vec<Case> {
     vec![
         case("{\"url\":", 400, "invalid_body", None, "EOF"),
         case("", 400, "invalid_body", None, "EOF"),
-        case(b"{\"url\":\"\xff\",\"body\":{}}", 400, value, Some("url"), "unicode"),
-        case("[1]", 400, "invalid_body", None, "1"),
-        case("{\"body\":{}}", 400, "invalid_body", None, "url"),
+        case(b"{\"url\":\"\xff\",\"body\":{}}", 400, "invalid_body", None, "url: invalid unicode"),
+        case("[1]", 400, value, None, "1"),
+        case("{\"body\":{}}", 400, value, None, "url"),
         case("{\"url\":7,\"body\":{}}", 400, value, Some("url"), "7"),
         case("{\"method\":\"GET\",\"url\":\"/v1/embeddings\",\"body\":{}}", 400, value, Some("method"), "GET"),
         case("{\"url\":\"/v1/nope\",\"body\":{}}", 404, "unknown_url", Some("url"), "\"/v1/nope\""),

@@ -11,7 +11,13 @@ use crate::fetch::DEFAULT_INDEX_URL;
 
 /// Pull jobs of one model from NATS JetStream, run them, store the results.
 #[derive(Parser, Debug)]
-#[command(name = "inferq-worker", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(
+    name = "inferq-worker",
+    version,
+    args_override_self = true,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 pub struct Cli {
     #[command(flatten)]
     pub worker: WorkerArgs,

@@ -141,8 +141,8 @@ impl Delivery {
         let is_short = payload.len() <= INLINE_BYTES_MAX;
         let prepare = move || {
             let job: Job = encoding.decode(&payload).map_err(|error| {
-                let param = Some(error.path.clone()).filter(|path| !path.is_empty());
-                let code = if param.is_some() { "invalid_value" } else { "invalid_body" };
+                let param = Some(error.path.clone()).filter(|path| !path.is_empty() && !error.is_syntax);
+                let code = if error.is_syntax { "invalid_body" } else { "invalid_value" };
                 Reject::invalid(code, param, format!("the job cannot be read: {error}"))
             })?;
             endpoint::prepare(&job, &job_id, &station.model, &station.text)

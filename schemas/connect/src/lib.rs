@@ -130,6 +130,7 @@ fn reconnect_delay(attempts: usize) -> Duration {
 fn report(event: &Event) {
     match event {
         Event::Connected => tracing::info!("connected to nats"),
+        Event::Draining | Event::Closed => tracing::debug!(event = %event, "connection ends"),
         Event::Disconnected => tracing::warn!("disconnected from nats, reconnecting"),
         Event::SlowConsumer(id) => tracing::warn!(subscription = id, "slow consumer: messages were dropped"),
         other => tracing::warn!(event = %other, "nats connection event"),

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+#[allow(unused_imports, reason = "the benchmarks name it")]
+pub use deployment::WorkerProcess;
 pub use deployment::{Deployment, submission, tenant};
 pub use programs::{program, python, run};
 pub use server::Server;

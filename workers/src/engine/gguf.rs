@@ -86,6 +86,13 @@ impl Gguf {
         }
         let tokens = self.strings("tokenizer.ggml.tokens")?;
         let types = self.list("tokenizer.ggml.token_type")?;
+        if types.len() != tokens.len() {
+            return Err(self.error(format!(
+                "tokenizer.ggml.token_type: has {} entries for {} tokens",
+                types.len(),
+                tokens.len()
+            )));
+        }
         let added = tokens.iter().zip(types).enumerate().filter_map(|(id, (token, kind))| {
             let special = match integer(kind)? {
                 CONTROL => true,

@@ -37,7 +37,14 @@ impl LoadError {
 }
 
 /// Loads a model. `files` is the folder or file its source was brought to; the echo engine needs none.
+///
+/// A corrupt file is an error: the readers of other crates may panic on one, which is caught here.
 pub fn load(model: &Model, files: Option<&Path>) -> Result<Loaded, LoadError> {
+    let loaded = std::panic::catch_unwind(|| load_unguarded(model, files));
+    loaded.unwrap_or_else(|_| Err(LoadError::file(files.unwrap_or(Path::new("")), "is corrupt: reading it panicked")))
+}
+
+fn load_unguarded(model: &Model, files: Option<&Path>) -> Result<Loaded, LoadError> {
     let limits = &model.limits;
     match (model.task, files) {
         (Task::Echo, _) => {

@@ -1,0 +1,68 @@
+//! The echo path: our producer library, a worker process, results on the live subjects.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures::stream::{self, StreamExt};
+use producer::Submission;
+use schemas::codec::Encoding;
+use schemas::subject::{Address, JobId, Lane};
+use serde_json::json;
+
+use crate::support::{Deployment, echo_registry};
+use crate::{BODY_BYTES, IN_FLIGHT, JOBS, LONE_JOBS, Measured, WINDOW};
+
+const TENANT: &str = "bench";
+
+pub struct Ours {
+    deployment: Deployment,
+    _worker: crate::support::WorkerProcess,
+    payload: Bytes,
+}
+
+impl Ours {
+    pub async fn start() -> Self {
+        let limits = format!("in_flight = {IN_FLIGHT}\nbatch = {IN_FLIGHT}");
+        let (deployment, worker) = Deployment::with_worker(&echo_registry(0, &limits)).await;
+        let job = |text: &str| json!({ "url": "/v1/completions", "body": { "model": "echo", "prompt": text, "max_tokens": 4096 } });
+        let padding = BODY_BYTES - job("").to_string().len();
+        let payload = Bytes::from(job(&"x".repeat(padding)).to_string());
+        assert_eq!(payload.len(), BODY_BYTES);
+        Self { deployment, _worker: worker, payload }
+    }
+
+    pub async fn measure(&self, round: usize) -> Measured {
+        let client = &self.deployment.client;
+        let mut live = client.connection.client.subscribe(format!("inferq.live.{TENANT}.*")).await.unwrap();
+        client.connection.client.flush().await.unwrap();
+        let started = Instant::now();
+        let publish = stream::iter(0..JOBS).for_each_concurrent(WINDOW, |number| async move {
+            client.submit(&self.submission(format!("r{round}-{number}"))).await.unwrap();
+        });
+        let collect = async {
+            for _ in 0..JOBS {
+                live.next().await.unwrap();
+            }
+        };
+        tokio::join!(publish, collect);
+        let jobs_per_second = JOBS as f64 / started.elapsed().as_secs_f64();
+        let mut lone = Vec::with_capacity(LONE_JOBS);
+        for number in 0..LONE_JOBS {
+            let sent = Instant::now();
+            client.submit(&self.submission(format!("l{round}-{number}"))).await.unwrap();
+            live.next().await.unwrap();
+            lone.push(sent.elapsed());
+        }
+        Measured { jobs_per_second, lone }
+    }
+
+    fn submission(&self, id: String) -> Submission {
+        let address = Address {
+            model: "echo".to_owned(),
+            lane: Lane::Default,
+            tenant: TENANT.to_owned(),
+            job_id: JobId::new(id).unwrap(),
+        };
+        Submission { address, encoding: Encoding::Json, payload: self.payload.clone(), deadline: None }
+    }
+}
