@@ -11,6 +11,10 @@ pub enum Encoding {
     MessagePack,
 }
 
+/// How deep arrays and maps may nest in MessagePack: as deep as serde_json reads them, so that a payload which can be
+/// read in one encoding can be written in the other, and no stack is exhausted.
+const DEPTH_MAX: usize = 128;
+
 /// A payload that cannot be read. `path` is where in it (`body.input[2]`), empty for the whole.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}{message}", prefix(path))]
@@ -51,6 +55,7 @@ impl Encoding {
             Self::Json => decode_json(payload),
             Self::MessagePack => {
                 let mut deserializer = rmp_serde::Deserializer::new(std::io::Cursor::new(payload));
+                deserializer.set_max_depth(DEPTH_MAX);
                 let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
                     use rmp_serde::decode::Error::{InvalidDataRead, InvalidMarkerRead};
                     let is_syntax = matches!(error.inner(), InvalidDataRead(_) | InvalidMarkerRead(_));
@@ -108,6 +113,9 @@ fn located<E: std::fmt::Display>(error: serde_path_to_error::Error<E>, is_syntax
 fn prefix(path: &str) -> String {
     if path.is_empty() { String::new() } else { format!("{path}: ") }
 }
+
+#[cfg(test)]
+mod properties;
 
 #[cfg(test)]
 mod tests {

@@ -10,12 +10,15 @@ use serde_json::Value;
 use crate::input::{Stop, TextOrTokens};
 use crate::log::Usage;
 
+/// The body of a job for `/v1/chat/completions`, without its [`Sampling`].
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
 pub struct ChatCompletionRequest {
     pub model: String,
+    #[schemars(length(min = 1))]
     pub messages: Vec<ChatMessage>,
     /// Takes precedence over `max_tokens`.
     #[serde(default)]
+    #[schemars(range(min = 1))]
     pub max_completion_tokens: Option<u64>,
     /// Refused unless false.
     #[serde(default)]
@@ -28,6 +31,7 @@ pub struct ChatCompletionRequest {
     pub response_format: Option<Value>,
 }
 
+/// The body of a job for `/v1/completions`, without its [`Sampling`].
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
 pub struct CompletionRequest {
     pub model: String,
@@ -50,12 +54,15 @@ pub struct CompletionRequest {
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq)]
 pub struct Sampling {
     #[serde(default)]
+    #[schemars(range(min = 1))]
     pub max_tokens: Option<u64>,
     /// 0 to 2; 0 is greedy.
     #[serde(default)]
+    #[schemars(range(min = 0.0, max = 2.0))]
     pub temperature: Option<f32>,
     /// Above 0, up to 1.
     #[serde(default)]
+    #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
     pub top_p: Option<f32>,
     #[serde(default)]
     pub seed: Option<i64>,
@@ -111,6 +118,7 @@ pub struct Part {
     pub text: Option<String>,
 }
 
+/// The answer of `/v1/chat/completions`.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
 pub struct ChatCompletionResponse {
     pub id: String,
@@ -139,6 +147,7 @@ pub struct AnswerMessage {
     pub refusal: Option<String>,
 }
 
+/// The answer of `/v1/completions`.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
 pub struct CompletionResponse {
     pub id: String,

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::input::TextOrTokens;
 use crate::log::Usage;
 
+/// The body of a job for `/v1/embeddings`.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
 pub struct EmbeddingRequest {
     pub model: String,
@@ -32,6 +33,7 @@ pub enum EncodingFormat {
     Base64,
 }
 
+/// The answer of `/v1/embeddings`.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
 pub struct EmbeddingResponse {
     /// `list`.

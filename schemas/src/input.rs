@@ -1,7 +1,9 @@
 //! Fields that OpenAI allows in several shapes. They are read by hand, since an untagged enum could only say that
 //! nothing matched, and not which value was wrong.
 
-use schemars::JsonSchema;
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
@@ -10,10 +12,10 @@ use serde_json::Value;
 #[derive(Clone, Debug, Serialize, JsonSchema, PartialEq)]
 #[serde(untagged)]
 pub enum TextOrTokens {
-    Text(String),
-    Texts(Vec<String>),
-    Tokens(Vec<u32>),
-    TokenLists(Vec<Vec<u32>>),
+    Text(#[schemars(length(min = 1))] String),
+    Texts(#[schemars(length(min = 1), inner(length(min = 1)))] Vec<String>),
+    Tokens(#[schemars(length(min = 1))] Vec<u32>),
+    TokenLists(#[schemars(length(min = 1), inner(length(min = 1)))] Vec<Vec<u32>>),
 }
 
 /// One prompt of the above.
@@ -57,7 +59,7 @@ impl<'de> Deserialize<'de> for TextOrTokens {
 }
 
 /// `stop`: null, a string or up to four.
-#[derive(Clone, Debug, Default, Serialize, JsonSchema, PartialEq)]
+#[derive(Clone, Debug, Default, Serialize, PartialEq)]
 #[serde(transparent)]
 pub struct Stop(pub Vec<String>);
 
@@ -82,6 +84,23 @@ impl<'de> Deserialize<'de> for Stop {
             true => Err(D::Error::custom("a stop string is empty")),
             false => Ok(Self(stop)),
         }
+    }
+}
+
+impl JsonSchema for Stop {
+    fn schema_name() -> Cow<'static, str> {
+        "Stop".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "Null, a string or up to four: where a completion ends.",
+            "anyOf": [
+                {"type": "null"},
+                {"type": "string", "minLength": 1},
+                {"type": "array", "items": {"type": "string", "minLength": 1}, "maxItems": STOP_STRINGS_MAX},
+            ],
+        })
     }
 }
 
@@ -153,5 +172,24 @@ mod tests {
         assert_eq!(serde_json::from_value::<Stop>(json!("a")).unwrap(), Stop(vec!["a".into()]));
         assert!(serde_json::from_value::<Stop>(json!(["a", "b", "c", "d", "e"])).is_err());
         assert!(serde_json::from_value::<Stop>(json!([""])).is_err());
+    }
+
+    #[test]
+    fn the_schema_of_stop_is_what_is_read() {
+        let schema = Value::from(schemars::schema_for!(Stop));
+        let text = json!({"type": "string", "minLength": 1});
+        let list = json!({"type": "array", "items": text, "maxItems": STOP_STRINGS_MAX});
+        assert_eq!(schema["anyOf"], json!([{"type": "null"}, text, list]));
+        assert!(schema.get("type").is_none(), "{schema}");
+    }
+
+    #[test]
+    fn the_schema_of_an_input_has_four_shapes_and_none_is_empty() {
+        let schema = Value::from(schemars::schema_for!(TextOrTokens));
+        let list = |items: &Value| json!({"type": "array", "items": items, "minItems": 1});
+        let text = json!({"type": "string", "minLength": 1});
+        let token = json!({"type": "integer", "format": "uint32", "minimum": 0});
+        let tokens = list(&token);
+        assert_eq!(schema["anyOf"], json!([text, list(&text), tokens, list(&tokens)]));
     }
 }

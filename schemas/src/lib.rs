@@ -7,6 +7,7 @@ pub const WORKER_SERVICE: &str = "inferq-worker";
 
 pub mod codec;
 pub mod completions;
+pub mod document;
 pub mod embeddings;
 pub mod header;
 pub mod input;

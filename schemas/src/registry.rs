@@ -18,6 +18,9 @@ pub struct Registry {
     pub storage: Storage,
 }
 
+/// As many copies of a stream as JetStream makes.
+const REPLICAS_MAX: usize = 5;
+
 /// How much the server keeps, and how often.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
@@ -157,6 +160,8 @@ pub enum RegistryError {
     Empty,
     #[error("registry: model {model:?}: {key}: {reason}")]
     Invalid { model: String, key: &'static str, reason: String },
+    #[error("registry: storage.{key}: {reason}")]
+    Storage { key: &'static str, reason: String },
     #[error("registry: model {name:?} is not in it; it has {known}")]
     UnknownModel { name: String, known: String },
 }
@@ -188,7 +193,29 @@ impl Registry {
             }
             model.check()?;
         }
-        Ok(())
+        self.storage.check()
+    }
+}
+
+impl Storage {
+    fn check(&self) -> Result<(), RegistryError> {
+        if !(1..=REPLICAS_MAX).contains(&self.replicas) {
+            let reason = format!("is {}; it must be 1 to {REPLICAS_MAX}", self.replicas);
+            return Err(RegistryError::Storage { key: "replicas", reason });
+        }
+        let sizes = [
+            ("jobs_bytes", self.jobs_bytes),
+            ("results_bytes", self.results_bytes),
+            ("logs_bytes", self.logs_bytes),
+            ("blobs_bytes", self.blobs_bytes),
+        ];
+        match sizes.into_iter().find(|(_, bytes)| *bytes < 0) {
+            Some((key, bytes)) => {
+                let reason = format!("is {bytes}; give a number of bytes, or 0 for no limit");
+                Err(RegistryError::Storage { key, reason })
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -277,11 +304,12 @@ impl Source {
             };
         }
         if let Some(repo) = text.strip_prefix("hf:") {
-            return match repo.split_once('@') {
-                Some((name, revision))
-                    if name.split('/').filter(|part| !part.is_empty()).count() == 2 && !revision.is_empty() =>
+            let parts = repo.split_once('@').and_then(|(repo, revision)| Some((repo.split_once('/')?, revision)));
+            return match parts {
+                Some(((org, name), revision))
+                    if !org.is_empty() && !name.is_empty() && !name.contains('/') && !revision.is_empty() =>
                 {
-                    Ok(Self::Hub { repo: name.to_owned(), revision: revision.to_owned() })
+                    Ok(Self::Hub { repo: format!("{org}/{name}"), revision: revision.to_owned() })
                 }
                 _ => Err(format!("{text:?} names no repository with a revision; write hf:ORG/REPO@REVISION")),
             };
@@ -296,3 +324,6 @@ impl Source {
 fn all_lanes() -> Vec<Lane> {
     Lane::ALL.to_vec()
 }
+
+#[cfg(test)]
+mod tests;

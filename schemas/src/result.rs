@@ -6,6 +6,7 @@ use serde_json::Value;
 
 /// One result. `response` holds the answer (also one with a 4xx or 5xx status); `error` says why there is none.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
+#[schemars(rename = "JobResult")]
 pub struct JobResult<B = Value> {
     /// The job id.
     pub id: String,
@@ -16,6 +17,7 @@ pub struct JobResult<B = Value> {
 
 /// What an HTTP call of the endpoint would have answered.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
+#[schemars(rename = "Response")]
 pub struct Response<B = Value> {
     pub status_code: u16,
     /// The job id.

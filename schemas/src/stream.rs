@@ -188,3 +188,89 @@ fn dead(storage: &Storage) -> Stream {
         republish: None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::subject::{Address, JobId, Lane};
+
+    fn registry(names: &[&str]) -> Registry {
+        let model = |name: &&str| format!("[[models]]\nname = {name:?}\ntask = \"echo\"\n");
+        Registry::parse(&names.iter().map(model).collect::<String>()).unwrap()
+    }
+
+    /// Names that would collide or spill over if they were not escaped.
+    fn awkward() -> Registry {
+        registry(&["a", "A", "a.default", "a_default", "a=2E", "*", ">", "a/b", "a b", "世界", "a.*.*.*"])
+    }
+
+    fn matches(filter: &str, subject: &str) -> bool {
+        let (filter, subject): (Vec<_>, Vec<_>) = (filter.split('.').collect(), subject.split('.').collect());
+        filter.len() == subject.len()
+            && filter.iter().zip(subject).all(|(wanted, token)| *wanted == "*" || *wanted == token)
+    }
+
+    /// Whether a subject exists that both filters match.
+    fn overlap(one: &str, other: &str) -> bool {
+        let (one, other): (Vec<_>, Vec<_>) = (one.split('.').collect(), other.split('.').collect());
+        one.len() == other.len()
+            && one.iter().zip(other).all(|(left, right)| *left == "*" || right == "*" || *left == right)
+    }
+
+    #[test]
+    fn the_consumers_filters_are_the_job_streams_subjects() {
+        let registry = awkward();
+        let filters: Vec<String> = registry.models.iter().flat_map(consumers).map(|consumer| consumer.filter).collect();
+        assert_eq!(filters.len(), 3 * registry.models.len());
+        assert_eq!(jobs(&registry).subjects, filters);
+        assert!(filters.iter().all(|filter| !filter.contains('>')));
+    }
+
+    #[test]
+    fn no_two_filters_and_no_two_streams_overlap() {
+        let subjects: Vec<String> = streams(&awkward()).into_iter().flat_map(|stream| stream.subjects).collect();
+        for (index, one) in subjects.iter().enumerate() {
+            for other in &subjects[index + 1..] {
+                assert!(!overlap(one, other), "{one} and {other}");
+            }
+        }
+    }
+
+    #[test]
+    fn consumer_names_are_legal_and_differ() {
+        let registry = awkward();
+        let names: Vec<String> = registry.models.iter().flat_map(consumers).map(|consumer| consumer.name).collect();
+        assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len(), "{names:?}");
+        assert!(names.iter().all(|name| !name.contains(['.', '*', '>', '/', '\\', ' '])), "{names:?}");
+    }
+
+    #[test]
+    fn a_job_is_read_by_the_consumer_of_its_model_and_lane_alone() {
+        let registry = awkward();
+        let all: Vec<Consumer> = registry.models.iter().flat_map(consumers).collect();
+        for model in &registry.models {
+            for lane in Lane::ALL {
+                let job_id = JobId::new("j-1").unwrap();
+                let address = Address { model: model.name.clone(), lane, tenant: "a.b".into(), job_id };
+                let subject = address.subject().unwrap();
+                let readers: Vec<&str> = all
+                    .iter()
+                    .filter(|consumer| matches(&consumer.filter, &subject))
+                    .map(|consumer| consumer.name.as_str())
+                    .collect();
+                assert_eq!(readers, [consumer_name(&model.token(), lane)]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_model_has_consumers_for_its_own_lanes_only() {
+        let text = "[[models]]\nname = \"a\"\ntask = \"echo\"\nlanes = [\"flex\", \"default\"]";
+        let registry = Registry::parse(text).unwrap();
+        assert_eq!(jobs(&registry).subjects, ["inferq.jobs.a.flex.*.*", "inferq.jobs.a.default.*.*"]);
+        let consumer = &consumers(&registry.models[0])[0];
+        assert_eq!((consumer.ack_wait_seconds, consumer.ack_pending_max), (30, 10_000));
+    }
+}
