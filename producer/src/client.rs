@@ -188,8 +188,10 @@ impl Client {
                 Ok(None) | Err(ReadError::Server(_)) => {}
                 Err(error) => return Err(error),
             }
-            if let Ok(Some(message)) = tokio::time::timeout(LOOK_UP_EVERY, live.next()).await {
-                return Ok(decode(message.headers.as_ref(), &message.payload)?);
+            match tokio::time::timeout(LOOK_UP_EVERY, live.next()).await {
+                Ok(Some(message)) => return Ok(decode(message.headers.as_ref(), &message.payload)?),
+                Ok(None) => return Err(ReadError::Server("the connection is closed".to_owned())),
+                Err(_) => {}
             }
         }
     }

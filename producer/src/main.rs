@@ -26,7 +26,11 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(std::io::stderr).without_time().init();
     let code = runtime.block_on(run(cli)).unwrap_or_else(|error| {
+        if command::is_closed_output(&error) {
+            return 0;
+        }
         eprintln!("inferq: {error:#}");
         command::exit_code(&error)
     });

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
 use async_nats::jetstream::stream::{self as nats, DiscardPolicy, Republish, RetentionPolicy};
 use async_nats::jetstream::{Context, kv, object_store};
@@ -49,7 +48,7 @@ pub async fn setup(jetstream: &Context, registry: &Registry, mode: Mode) -> anyh
         changes.push(
             stream_as_declared(jetstream, &declared, mode)
                 .await
-                .with_context(|| format!("stream {}", declared.name))?,
+                .map_err(|error| explain(error, "stream", declared.name))?,
         );
     }
     let consumers: Vec<Consumer> = registry.models.iter().flat_map(stream::consumers).collect();
@@ -57,14 +56,14 @@ pub async fn setup(jetstream: &Context, registry: &Registry, mode: Mode) -> anyh
         changes.push(
             consumer_as_declared(jetstream, declared, mode)
                 .await
-                .with_context(|| format!("consumer {}", declared.name))?,
+                .map_err(|error| explain(error, "consumer", &declared.name))?,
         );
     }
     for declared in stream::buckets(&registry.storage) {
         changes.push(
             bucket_as_declared(jetstream, &declared, mode)
                 .await
-                .with_context(|| format!("bucket {}", declared.name))?,
+                .map_err(|error| explain(error, "bucket", declared.name))?,
         );
     }
     changes.extend(unregistered(jetstream, &consumers).await?);
@@ -115,7 +114,7 @@ async fn bucket_as_declared(jetstream: &Context, declared: &Bucket, mode: Mode) 
         Err(error) => return Err(error.into()),
     };
     let wanted = existing.clone().map(|config| nats::Config {
-        max_bytes: declared.bytes_max,
+        max_bytes: limit(declared.bytes_max),
         max_age: Duration::from_secs(declared.age_max_seconds),
         num_replicas: declared.replicas,
         ..config
@@ -182,15 +181,12 @@ fn stream_config(declared: &Stream, existing: nats::Config) -> nats::Config {
             Discard::New => DiscardPolicy::New,
             Discard::Old => DiscardPolicy::Old,
         },
-        max_messages_per_subject: if declared.messages_per_subject_max == 0 {
-            -1
-        } else {
-            declared.messages_per_subject_max
-        },
+        max_messages_per_subject: limit(declared.messages_per_subject_max),
         discard_new_per_subject: declared.discard == Discard::New && declared.messages_per_subject_max > 0,
-        max_bytes: declared.bytes_max,
+        max_bytes: limit(declared.bytes_max),
         max_age: Duration::from_secs(declared.age_max_seconds),
         num_replicas: declared.replicas,
+        duplicate_window: Duration::from_secs(declared.duplicate_window_seconds),
         allow_direct: declared.allow_direct,
         republish: declared.republish.map(|(source, destination)| Republish {
             source: source.to_owned(),
@@ -232,6 +228,23 @@ fn pull_config(consumer: &PullConsumer) -> pull::Config {
         max_ack_pending: config.max_ack_pending,
         ..Default::default()
     }
+}
+
+/// Names what failed, and what to do where the server's own words do not say it.
+fn explain(error: anyhow::Error, kind: &str, name: &str) -> anyhow::Error {
+    let advice = match error.to_string() {
+        text if text.contains("insufficient storage") => {
+            "; the sizes of [storage] in the registry are reserved at the server: lower them, or give the server more \
+             (max_file_store is three quarters of the free disk by default)"
+        }
+        _ => "",
+    };
+    error.context(format!("{kind} {name}{advice}"))
+}
+
+/// No limit is 0 in a declaration and -1 at the server.
+fn limit(declared: i64) -> i64 {
+    if declared == 0 { -1 } else { declared }
 }
 
 /// Compares as JSON, which is what the server compares too.

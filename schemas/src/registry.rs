@@ -41,11 +41,11 @@ impl Default for Storage {
         const GIB: i64 = 1 << 30;
         Self {
             replicas: 1,
-            jobs_bytes: 4 * GIB,
-            results_bytes: 8 * GIB,
+            jobs_bytes: GIB,
+            results_bytes: 2 * GIB,
             results_age_seconds: 7 * 24 * 3600,
-            logs_bytes: GIB,
-            blobs_bytes: 4 * GIB,
+            logs_bytes: GIB / 4,
+            blobs_bytes: GIB,
         }
     }
 }

@@ -73,7 +73,7 @@ pub struct ErrorObject {
     pub kind: String,
     /// The field, as a path into the job's line or body (`body.input[2]`).
     pub param: Option<String>,
-    /// What a program can match on: `invalid_json`, `invalid_value`, `context_length_exceeded`, ...
+    /// What a program can match on: `invalid_body`, `invalid_value`, `context_length_exceeded`, ...
     pub code: Option<String>,
 }
 

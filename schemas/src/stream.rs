@@ -15,6 +15,8 @@ pub const BLOBS_BUCKET: &str = "inferq-blobs";
 
 const HOUR: u64 = 3600;
 const DAY: u64 = 24 * HOUR;
+/// The window the README promises for a job that is published twice.
+const DUPLICATE_WINDOW_SECONDS: u64 = 120;
 const MIB: i64 = 1 << 20;
 
 /// A stream, in JetStream's words. Sizes in bytes, ages in seconds, 0 is no limit.
@@ -31,6 +33,8 @@ pub struct Stream {
     pub bytes_max: i64,
     pub age_max_seconds: u64,
     pub replicas: usize,
+    /// How long the stream remembers message ids.
+    pub duplicate_window_seconds: u64,
     /// Whether readers may fetch a message by its subject from any replica.
     pub allow_direct: bool,
     /// Source and destination of the copies sent live.
@@ -119,6 +123,7 @@ fn jobs(registry: &Registry) -> Stream {
         bytes_max: registry.storage.jobs_bytes,
         age_max_seconds: 0,
         replicas: registry.storage.replicas,
+        duplicate_window_seconds: DUPLICATE_WINDOW_SECONDS,
         allow_direct: true,
         republish: None,
     }
@@ -136,6 +141,7 @@ fn results(storage: &Storage) -> Stream {
         bytes_max: storage.results_bytes,
         age_max_seconds: storage.results_age_seconds,
         replicas: storage.replicas,
+        duplicate_window_seconds: DUPLICATE_WINDOW_SECONDS,
         allow_direct: true,
         republish: Some(("inferq.results.>", "inferq.live.>")),
     }
@@ -152,6 +158,7 @@ fn logs(storage: &Storage) -> Stream {
         bytes_max: storage.logs_bytes,
         age_max_seconds: 3 * DAY,
         replicas: storage.replicas,
+        duplicate_window_seconds: DUPLICATE_WINDOW_SECONDS,
         allow_direct: true,
         republish: None,
     }
@@ -168,6 +175,7 @@ fn tokens(storage: &Storage) -> Stream {
         bytes_max: 64 * MIB,
         age_max_seconds: HOUR / 4,
         replicas: storage.replicas,
+        duplicate_window_seconds: DUPLICATE_WINDOW_SECONDS,
         allow_direct: true,
         republish: None,
     }
@@ -184,6 +192,7 @@ fn dead(storage: &Storage) -> Stream {
         bytes_max: 256 * MIB,
         age_max_seconds: 30 * DAY,
         replicas: storage.replicas,
+        duplicate_window_seconds: DUPLICATE_WINDOW_SECONDS,
         allow_direct: true,
         republish: None,
     }

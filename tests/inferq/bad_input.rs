@@ -54,7 +54,13 @@ fn cases() -> Vec<Case> {
         case(embed(json!({ "model": model, "input": "" })), 400, "empty_input", Some("body.input"), "empty"),
         case(embed(json!({ "model": model, "input": [] })), 400, value, Some("body.input"), "empty array"),
         case(embed(json!({ "model": model, "input": ["a", ""] })), 400, "empty_input", Some("body.input[1]"), "empty"),
-        case(embed(json!({ "model": model, "input": ["a", 7] })), 400, value, Some("body.input"), "[1]: 7"),
+        case(
+            embed(json!({ "model": model, "input": ["a", 7] })),
+            400,
+            value,
+            Some("body.input[1]"),
+            "7 is not a string",
+        ),
         case(embed(json!({ "model": model, "input": [1, 999] })), 400, value, Some("body.input[1]"), "999"),
         case(
             embed(json!({ "model": model, "input": ["a", "b", "c", "d", "e"] })),

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use schemas::stream::{JOBS, RESULTS};
 use serde_json::{Value, json};
 
-use crate::support::{Deployment, echo_registry, eventually, program};
+use crate::support::{Deployment, echo_registry, eventually, program, signal};
 
 const ROWS: usize = 2_000;
 /// Every so many rows, one is refused by the worker.
@@ -128,7 +128,7 @@ async fn an_interrupted_run_says_how_to_go_on() {
     let files = write_input(deployment.folder.path(), (0..ROWS).map(row));
     let running = start(&deployment, &files);
     eventually("rows are published", async || (deployment.count(JOBS).await.0 > 0).then_some(())).await;
-    assert!(Command::new("kill").args(["-INT", &running.id().to_string()]).status().unwrap().success());
+    signal("-INT", running.id());
     let output = running.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130));
     assert!(String::from_utf8_lossy(&output.stderr).contains("run the same command again"));

@@ -5,7 +5,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::support::{Deployment, Server, chat, content, echo_registry, eventually, program, run};
+use crate::support::{Deployment, Server, chat, content, echo_registry, eventually, program, run, signal};
 
 fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -171,7 +171,7 @@ async fn one_interrupt_stops_everything_that_up_started() {
     let mut lines = BufReader::new(up.stderr.take().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap().starts_with("ready: echo")));
     assert!(processes_naming(data.to_str().unwrap()) > 0);
-    assert!(Command::new("kill").args(["-INT", &up.id().to_string()]).status().unwrap().success());
+    signal("-INT", up.id());
     let status = eventually("up ends", async || up.try_wait().unwrap()).await;
     assert_eq!(status.code(), Some(130));
     assert_eq!(processes_naming(data.to_str().unwrap()) + processes_naming(registry.to_str().unwrap()), 0);

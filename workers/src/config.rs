@@ -53,7 +53,7 @@ pub struct WorkerArgs {
     #[arg(long, env = "INFERQ_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
     /// Levels of the log, such as `info` or `workers=debug,info`
-    #[arg(long, env = "INFERQ_LOG", default_value = "info", value_name = "FILTER")]
+    #[arg(long, env = "INFERQ_LOG", default_value = "info,async_nats=warn", value_name = "FILTER")]
     pub log: String,
 }
 

@@ -96,8 +96,10 @@ impl Delivery {
 
     /// What becomes of the job. Cheap refusals come first, the engine last.
     async fn decide(&self) -> Outcome {
-        if self.attempts.current > 1 && self.station.reply.is_stored(&self.result_subject).await {
-            return Outcome::AlreadyStored;
+        if self.attempts.current > 1
+            && let Some(status) = self.station.reply.stored_status(&self.result_subject).await
+        {
+            return Outcome::AlreadyStored { status };
         }
         if self.attempts.current > self.attempts.max {
             return Outcome::Exhausted { reason: "no delivery answered it".to_owned() };
@@ -150,12 +152,11 @@ impl Delivery {
         if is_short {
             return prepare();
         }
-        tokio::task::spawn_blocking(prepare).await.unwrap_or_else(|_| {
-            Err(Reject {
-                status: 500,
-                error: ErrorObject::server("prepare_failed", "the job's body could not be prepared"),
-            })
-        })
+        match tokio::task::spawn_blocking(prepare).await {
+            Ok(prepared) => prepared,
+            // The delivery deals with panics, wherever they happen.
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
     }
 
     /// Stores the result that the outcome calls for. An outcome whose result could not be stored becomes a retry.
@@ -169,7 +170,10 @@ impl Delivery {
         let stored = self.store(status, payload).await;
         match stored {
             Ok(Stored::First) => outcome,
-            Ok(Stored::Already) => Outcome::AlreadyStored,
+            Ok(Stored::Already) => {
+                let status = self.station.reply.stored_status(&self.result_subject).await.unwrap_or(status);
+                Outcome::AlreadyStored { status }
+            }
             Err(PublishFailure::TooLarge(reason)) => self.reply_too_large(reason).await,
             Err(failure) => Outcome::Retry { reason: format!("result not stored: {failure}") },
         }
@@ -218,7 +222,7 @@ impl Delivery {
                 );
                 (None, Some(NoResponse { code: NoResponseCode::BatchExpired, message }))
             }
-            Outcome::Retry { .. } | Outcome::AlreadyStored | Outcome::Abandoned => return None,
+            Outcome::Retry { .. } | Outcome::AlreadyStored { .. } | Outcome::Abandoned => return None,
         };
         let result = JobResult { id: self.job_id.clone(), custom_id: self.custom_id(), response, error };
         let payload = self.encoding().unwrap_or_default().encode(&result);
@@ -267,7 +271,9 @@ impl Delivery {
     fn log_end(&self, outcome: &Outcome, acknowledgement: Acknowledgement) {
         let run_seconds = self.received.elapsed().as_secs_f64();
         let event = match (outcome, acknowledgement) {
-            (Outcome::AlreadyStored, _) => return,
+            (Outcome::AlreadyStored { status }, _) => {
+                LogEvent::Finished { status_code: *status, run_seconds, usage: None }
+            }
             (Outcome::Retry { reason }, Acknowledgement::Nak(delay)) => {
                 tracing::warn!(job.id = self.job_id, job.attempt = self.attempts.current, reason, "delivery failed");
                 LogEvent::Retried { reason: reason.clone(), delay_seconds: delay.as_secs_f64() }

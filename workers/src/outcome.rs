@@ -20,7 +20,7 @@ pub enum Outcome {
     /// Its deadline has passed.
     Expired,
     /// Another delivery has stored a result already.
-    AlreadyStored,
+    AlreadyStored { status: u16 },
     /// The grace period is over; another worker shall do it.
     Abandoned,
 }
@@ -55,7 +55,7 @@ impl Outcome {
     /// What the server is told once the result, where there is one, is stored. `jitter` is between 0 and 1.
     pub fn acknowledgement(&self, attempts: Attempts, jitter: f64) -> Acknowledgement {
         match self {
-            Self::Completed { .. } | Self::AlreadyStored => Acknowledgement::Ack,
+            Self::Completed { .. } | Self::AlreadyStored { .. } => Acknowledgement::Ack,
             Self::Rejected(_) | Self::Exhausted { .. } | Self::Expired => Acknowledgement::Term,
             Self::Retry { .. } => Acknowledgement::Nak(backoff(attempts.current, jitter)),
             Self::Abandoned => Acknowledgement::Nak(Duration::ZERO),
@@ -70,7 +70,7 @@ impl Outcome {
             Self::Retry { .. } => "retry",
             Self::Exhausted { .. } => "exhausted",
             Self::Expired => "expired",
-            Self::AlreadyStored => "already_stored",
+            Self::AlreadyStored { .. } => "already_stored",
             Self::Abandoned => "abandoned",
         }
     }
@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn only_an_answered_job_is_acked_and_only_a_hopeless_one_is_termed() {
-        assert_eq!(Outcome::AlreadyStored.acknowledgement(FIRST, 0.0), Acknowledgement::Ack);
+        assert_eq!(Outcome::AlreadyStored { status: 200 }.acknowledgement(FIRST, 0.0), Acknowledgement::Ack);
         assert_eq!(Outcome::Expired.acknowledgement(FIRST, 0.0), Acknowledgement::Term);
         assert_eq!(Outcome::Exhausted { reason: String::new() }.acknowledgement(FIRST, 0.0), Acknowledgement::Term);
         assert_eq!(Outcome::Abandoned.acknowledgement(FIRST, 0.5), Acknowledgement::Nak(Duration::ZERO));

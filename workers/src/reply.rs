@@ -40,9 +40,10 @@ impl Reply {
         Ok(Self { jetstream, results, prefixes })
     }
 
-    /// Whether a result of this job is stored already.
-    pub async fn is_stored(&self, result_subject: &str) -> bool {
-        self.results.direct_get_last_for_subject(result_subject).await.is_ok()
+    /// The status of the job's stored result, if there is one.
+    pub async fn stored_status(&self, result_subject: &str) -> Option<u16> {
+        let stored = self.results.direct_get_last_for_subject(result_subject).await.ok()?;
+        Some(stored.headers.get(header::STATUS).and_then(|status| status.as_str().parse().ok()).unwrap_or(200))
     }
 
     /// Stores a result unless there is one, waiting while the server is away or the stream is full.

@@ -1,9 +1,10 @@
 //! One run of a batch file: check, take up, publish within a window, collect, finish.
 
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use async_nats::HeaderMap;
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use futures::StreamExt;
@@ -27,6 +28,8 @@ use crate::pool::Pool;
 const TICK: Duration = Duration::from_millis(250);
 /// Rows read ahead of the window.
 const READ_AHEAD: usize = 256;
+/// Rows that are in flight for so long without any result are asked for one by one.
+const SILENCE: Duration = Duration::from_secs(15);
 /// How long a resumed run waits for one more stored result before it takes them all as read.
 const CATCH_UP_SILENCE: Duration = Duration::from_secs(10);
 
@@ -84,27 +87,38 @@ pub async fn run(
     stop: &CancellationToken,
 ) -> anyhow::Result<Summary> {
     let client = Client::new(pool.get().await?.clone());
-    let checked = check(&client, options).await?;
     let errors = options.errors.clone().unwrap_or_else(|| errors_path(&options.output));
+    refuse_same_file([&options.input, &options.output, &errors, &state::path_of(&options.output)])?;
+    let checked = check(&client, options).await?;
     if options.restart {
         for path in [&options.output, &errors, &state::path_of(&options.output)] {
             remove(path)?;
         }
     }
-    let (state, is_resumed) = match state::load(&options.output, &checked)? {
+    let (mut state, is_resumed) = match state::load(&options.output, &checked)? {
+        Some(state) if state.tenant != options.tenant => {
+            anyhow::bail!(
+                "this run belongs to tenant {:?}; give --tenant {:?}, or --restart",
+                state.tenant,
+                state.tenant
+            )
+        }
         Some(state) => (state, true),
         None => (begin(&client, options, &checked).await?, false),
     };
     let outputs = Outputs::open(&options.output, &errors, &state.batch_id, state.rows)?;
     let resumed = outputs.done.count();
-    let mut results = results(&client, &state).await?;
+    let last_result = last_result(&client).await?;
+    // A server whose data was made anew counts from 1 again.
+    state.results_after = state.results_after.min(last_result);
+    let (mut results, pending) = results(&client, &state).await?;
     let submitted = Bits::new(state.rows);
     let mut run = Run { pool, options, state, outputs, resumed, submitted, in_flight: 0 };
     run.tell(progress, Stage::CatchingUp);
-    if is_resumed {
-        run.catch_up(&client, &mut results).await?;
+    if is_resumed && pending > 0 && run.outputs.done.count() < run.state.rows {
+        run.catch_up(last_result, &mut results).await?;
     }
-    let stopped = run.pump(&mut results, progress, stop).await?;
+    let stopped = run.pump(&client, &mut results, progress, stop).await?;
     let summary = Summary { rows: run.state.rows, failed: run.outputs.failed, resumed, stopped };
     run.outputs.finish()?;
     Ok(summary)
@@ -125,9 +139,7 @@ type Results = futures::stream::BoxStream<'static, anyhow::Result<Message>>;
 
 impl Run<'_> {
     /// Reads the results that were stored since the run began, so that no finished row is sent again.
-    async fn catch_up(&mut self, client: &Client, results: &mut Results) -> anyhow::Result<()> {
-        let info = client.connection.jetstream.get_stream(stream::RESULTS).await?;
-        let last = info.cached_info().state.last_sequence;
+    async fn catch_up(&mut self, last: u64, results: &mut Results) -> anyhow::Result<()> {
         loop {
             // The last stored result may be another tenant's, which this reader never sees.
             let Ok(Some(message)) = tokio::time::timeout(CATCH_UP_SILENCE, results.next()).await else { return Ok(()) };
@@ -144,6 +156,7 @@ impl Run<'_> {
     /// Publishes what is not done and collects results until all rows are done. True if stopped before.
     async fn pump(
         &mut self,
+        client: &Client,
         results: &mut Results,
         progress: &watch::Sender<Progress>,
         stop: &CancellationToken,
@@ -152,11 +165,15 @@ impl Run<'_> {
         let mut all_read = false;
         let mut publishing = FuturesUnordered::new();
         let mut ticks = tokio::time::interval(TICK);
+        let mut last_result = Instant::now();
         while self.outputs.done.count() < self.state.rows {
             let has_room = self.in_flight < self.options.window as u64;
             tokio::select! {
                 () = stop.cancelled() => return Ok(true),
-                Some(message) = results.next() => self.take(&message?)?,
+                Some(message) = results.next() => {
+                    last_result = Instant::now();
+                    self.take(&message?)?;
+                }
                 Some((row, published)) = publishing.next(), if !publishing.is_empty() => self.published(row, published)?,
                 row = rows.recv(), if has_room && !all_read => match row {
                     Some(row) => {
@@ -171,6 +188,12 @@ impl Run<'_> {
                 _ = ticks.tick() => {
                     self.outputs.flush()?;
                     self.tell(progress, Stage::Running);
+                    let is_over = all_read && self.in_flight == 0 && self.outputs.done.count() < self.state.rows;
+                    anyhow::ensure!(!is_over, "{}: has fewer rows than when it was checked", self.options.input.display());
+                    if self.in_flight > 0 && last_result.elapsed() >= SILENCE {
+                        last_result = Instant::now();
+                        self.look_up(client).await?;
+                    }
                 }
             }
         }
@@ -178,14 +201,28 @@ impl Run<'_> {
         Ok(false)
     }
 
+    /// Asks for the results of the rows in flight one by one: the reader may have lost its place with the server's data.
+    async fn look_up(&mut self, client: &Client) -> anyhow::Result<()> {
+        let results = client.connection.jetstream.get_stream_no_info(stream::RESULTS).await?;
+        let tenant = Token::encode(&self.state.tenant)?;
+        for row in 0..self.state.rows {
+            if !self.submitted.contains(row) || self.outputs.done.contains(row) {
+                continue;
+            }
+            let job_id = format!("{}-{row}", self.state.batch_id);
+            let subject = ReplyTokens { tenant: tenant.as_str(), job_id: &job_id }.result_subject();
+            if let Ok(stored) = results.direct_get_last_for_subject(subject).await {
+                self.finish(row, &stored.payload, is_success(Some(&stored.headers)))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Takes a result that may be one of ours.
     fn take(&mut self, message: &Message) -> anyhow::Result<()> {
         let job_id = message.subject.rsplit('.').next().unwrap_or_default();
         let Some(row) = row_of(job_id, &self.state.batch_id) else { return Ok(()) };
-        let status =
-            message.headers.as_ref().and_then(|headers| headers.get(header::STATUS)).map(|value| value.as_str());
-        let is_success = status.is_some_and(|status| status.starts_with('2'));
-        self.finish(row, &message.payload, is_success)
+        self.finish(row, &message.payload, is_success(message.headers.as_ref()))
     }
 
     /// A row that could not be published ends in the error file; all others wait for their result.
@@ -258,7 +295,7 @@ async fn check(client: &Client, options: &Options) -> anyhow::Result<Checked> {
     let rules = Rules {
         registered,
         lane: options.lane,
-        payload_bytes_max: client.connection.client.max_payload() - HEADER_ROOM,
+        payload_bytes_max: client.connection.client.max_payload().saturating_sub(HEADER_ROOM),
     };
     let path = options.input.clone();
     Ok(tokio::task::spawn_blocking(move || input::check(&path, &rules)).await??)
@@ -268,21 +305,19 @@ async fn check(client: &Client, options: &Options) -> anyhow::Result<Checked> {
 const HEADER_ROOM: usize = 512;
 
 async fn begin(client: &Client, options: &Options, checked: &Checked) -> anyhow::Result<State> {
-    let results = client.connection.jetstream.get_stream(stream::RESULTS).await;
-    let results = results.with_context(|| format!("stream {}; run `inferq setup`", stream::RESULTS))?;
     let state = State {
         batch_id: format!("batch_{}", Uuid::now_v7().simple()),
         rows: checked.rows,
         input_sha256: checked.sha256.clone(),
         tenant: options.tenant.clone(),
-        results_after: results.cached_info().state.last_sequence,
+        results_after: last_result(client).await?,
     };
     state::save(&options.output, &state)?;
     Ok(state)
 }
 
 /// All results of the tenant since the run began, in order and without gaps, over reconnects too.
-async fn results(client: &Client, state: &State) -> anyhow::Result<Results> {
+async fn results(client: &Client, state: &State) -> anyhow::Result<(Results, u64)> {
     let stream = client.connection.jetstream.get_stream_no_info(stream::RESULTS).await?;
     let tenant = Token::encode(&state.tenant)?;
     let config = pull::OrderedConfig {
@@ -290,8 +325,10 @@ async fn results(client: &Client, state: &State) -> anyhow::Result<Results> {
         deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: state.results_after + 1 },
         ..Default::default()
     };
-    let messages = stream.create_consumer(config).await?.messages().await?;
-    Ok(messages.map(|message| message.map_err(anyhow::Error::from)).boxed())
+    let consumer = stream.create_consumer(config).await?;
+    let pending = consumer.cached_info().num_pending;
+    let messages = consumer.messages().await?;
+    Ok((messages.map(|message| message.map_err(anyhow::Error::from)).boxed(), pending))
 }
 
 fn read_rows(path: PathBuf) -> anyhow::Result<mpsc::Receiver<std::io::Result<Row>>> {
@@ -307,7 +344,35 @@ fn read_rows(path: PathBuf) -> anyhow::Result<mpsc::Receiver<std::io::Result<Row
     Ok(receiver)
 }
 
-fn remove(path: &std::path::Path) -> anyhow::Result<()> {
+/// The sequence of the last result of anybody.
+async fn last_result(client: &Client) -> anyhow::Result<u64> {
+    let results = client.connection.jetstream.get_stream(stream::RESULTS).await;
+    let results = results.with_context(|| format!("stream {}; run `inferq setup`", stream::RESULTS))?;
+    Ok(results.cached_info().state.last_sequence)
+}
+
+/// A file that is read and written, or written twice, would be lost.
+fn refuse_same_file(paths: [&PathBuf; 4]) -> anyhow::Result<()> {
+    let real =
+        |path: &PathBuf| path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.clone());
+    let real = paths.map(real);
+    for (place, path) in real.iter().enumerate() {
+        anyhow::ensure!(
+            !real[..place].contains(path),
+            "{}: is named twice; input, output and error file must differ",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+/// Whether a stored result belongs in the output file.
+fn is_success(headers: Option<&HeaderMap>) -> bool {
+    let status = headers.and_then(|headers| headers.get(header::STATUS)).map(|value| value.as_str());
+    status.is_some_and(|status| status.starts_with('2'))
+}
+
+fn remove(path: &Path) -> anyhow::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| path.display().to_string())

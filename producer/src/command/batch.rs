@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{EXIT_STOPPED, print_json, tenant_token};
+use super::{EXIT_STOPPED, print_json, print_line, tenant_token};
 use crate::config::{BatchArgs, Output};
 
 /// Between two plain lines of progress.
@@ -66,9 +66,10 @@ fn report(output: Output, options: &Options, summary: Summary, elapsed: Duration
         return Ok(());
     }
     let rate = (rows - resumed) as f64 / seconds.max(1e-9);
-    println!("{rows} rows in {seconds:.1} s ({rate:.0} rows/s), {failed} failed, {resumed} from an earlier run");
-    println!("answers: {}", options.output.display());
-    Ok(())
+    print_line(&format!(
+        "{rows} rows in {seconds:.1} s ({rate:.0} rows/s), {failed} failed, {resumed} from an earlier run"
+    ))?;
+    print_line(&format!("answers: {}", options.output.display()))
 }
 
 /// Follows a run until it ends.

@@ -7,7 +7,7 @@ use futures::StreamExt;
 use producer::Client;
 use schemas::log::{LogEvent, LogRecord};
 
-use super::{connect, print_json, tenant_token};
+use super::{connect, print_json, print_line, tenant_token};
 use crate::config::{LogsArgs, Output};
 
 pub async fn run(nats: &NatsArgs, output: Output, args: LogsArgs) -> anyhow::Result<u8> {
@@ -20,7 +20,7 @@ pub async fn run(nats: &NatsArgs, output: Output, args: LogsArgs) -> anyhow::Res
             records += 1;
             match output {
                 Output::Json => print_json(&record)?,
-                Output::Text => println!("{}", line(&record)),
+                Output::Text => print_line(&line(&record))?,
             }
             if matches!(record.event, LogEvent::Finished { .. }) {
                 return Ok(0);

@@ -8,6 +8,7 @@ pub mod status;
 pub mod submit;
 pub mod up;
 
+use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -59,7 +60,16 @@ fn tenant_token(args: &TenantArgs) -> anyhow::Result<Token> {
     Ok(Token::encode(&args.tenant).map_err(|error| Usage(format!("--tenant {:?} {error}", args.tenant)))?)
 }
 
+/// Whether an error is that the reader of our output went away, which ends a command but is no failure of it.
+pub fn is_closed_output(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
 fn print_json<T: serde::Serialize>(value: &T) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string(value).context("printing")?);
-    Ok(())
+    print_line(&serde_json::to_string(value).context("printing")?)
+}
+
+/// A line on standard output. `println!` would panic when the reader goes away.
+fn print_line(line: &str) -> anyhow::Result<()> {
+    Ok(writeln!(std::io::stdout(), "{line}")?)
 }

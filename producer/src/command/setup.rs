@@ -3,7 +3,7 @@
 use connect::NatsArgs;
 use producer::setup::{Action, Change, Mode, setup};
 
-use super::{connect, print_json, read_registry};
+use super::{connect, print_json, print_line, read_registry};
 use crate::config::{Output, SetupArgs};
 
 pub async fn run(nats: &NatsArgs, output: Output, args: &SetupArgs) -> anyhow::Result<u8> {
@@ -13,12 +13,12 @@ pub async fn run(nats: &NatsArgs, output: Output, args: &SetupArgs) -> anyhow::R
     let changes = setup(&connection.jetstream, &registry, mode).await?;
     match output {
         Output::Json => print_json(&changes)?,
-        Output::Text => changes.iter().for_each(|change| print(change, mode)),
+        Output::Text => changes.iter().try_for_each(|change| print(change, mode))?,
     }
     Ok(0)
 }
 
-fn print(change: &Change, mode: Mode) {
+fn print(change: &Change, mode: Mode) -> anyhow::Result<()> {
     let verb = match (change.action, mode) {
         (Action::Created, Mode::Apply) => "created",
         (Action::Created, Mode::DryRun) => "would create",
@@ -27,6 +27,6 @@ fn print(change: &Change, mode: Mode) {
         (Action::Unchanged, _) => "unchanged",
         (Action::Unregistered, _) => "not in the registry, kept:",
     };
-    println!("{verb} {} {}", change.kind, change.name);
-    change.fields.iter().for_each(|field| println!("    {field}"));
+    print_line(&format!("{verb} {} {}", change.kind, change.name))?;
+    change.fields.iter().try_for_each(|field| print_line(&format!("    {field}")))
 }

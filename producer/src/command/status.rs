@@ -3,7 +3,7 @@
 use connect::NatsArgs;
 use producer::status::{LaneStatus, Status, StreamStatus, status};
 
-use super::{connect, print_json};
+use super::{connect, print_json, print_line};
 use crate::config::Output;
 
 pub async fn run(nats: &NatsArgs, output: Output) -> anyhow::Result<u8> {
@@ -11,25 +11,27 @@ pub async fn run(nats: &NatsArgs, output: Output) -> anyhow::Result<u8> {
     let status = status(&connection.client, &connection.jetstream).await?;
     match output {
         Output::Json => print_json(&status)?,
-        Output::Text => print(&status),
+        Output::Text => print(&status)?,
     }
     Ok(0)
 }
 
-fn print(status: &Status) {
+fn print(status: &Status) -> anyhow::Result<()> {
     let width = status.lanes.iter().map(|lane| lane.model.chars().count()).max().unwrap_or(5).max(5);
-    println!(
+    print_line(&format!(
         "{:width$}  {:8}  {:>8}  {:>9}  {:>11}  {:>7}",
         "MODEL", "LANE", "QUEUED", "IN FLIGHT", "REDELIVERED", "WORKERS"
-    );
+    ))?;
     for LaneStatus { model, lane, queued, in_flight, redelivered, .. } in &status.lanes {
         let workers = status.workers.get(model).copied().unwrap_or(0);
-        println!("{model:width$}  {lane:8}  {queued:>8}  {in_flight:>9}  {redelivered:>11}  {workers:>7}");
+        print_line(&format!("{model:width$}  {lane:8}  {queued:>8}  {in_flight:>9}  {redelivered:>11}  {workers:>7}"))?;
     }
-    println!();
+    print_line("")?;
     for (name, StreamStatus { messages, bytes }) in
         [("jobs", &status.jobs), ("results", &status.results), ("dead letters", &status.dead)]
     {
-        println!("{name:12}  {messages:>10} messages  {:>12}", indicatif::HumanBytes(*bytes).to_string());
+        let bytes = indicatif::HumanBytes(*bytes).to_string();
+        print_line(&format!("{name:12}  {messages:>10} messages  {bytes:>12}"))?;
     }
+    Ok(())
 }

@@ -16,7 +16,7 @@ use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use super::results::{print_result, wait};
-use super::{BadInput, Usage, connect, print_json, tenant_token};
+use super::{BadInput, Usage, connect, print_json, print_line, tenant_token};
 use crate::config::{Encoding, Output, SubmitArgs};
 
 pub async fn run(nats: &NatsArgs, output: Output, args: SubmitArgs) -> anyhow::Result<u8> {
@@ -38,7 +38,7 @@ pub async fn run(nats: &NatsArgs, output: Output, args: SubmitArgs) -> anyhow::R
         Output::Json => {
             print_json(&json!({ "job_id": job_id.as_str(), "duplicate": submitted == Submitted::Duplicate }))?
         }
-        Output::Text => println!("{job_id}"),
+        Output::Text => print_line(job_id.as_str())?,
     }
     if submitted == Submitted::Duplicate {
         eprintln!("a job with this id is queued, in flight or was just answered: it was not stored again");

@@ -11,7 +11,6 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::Parser;
 use connect::NatsArgs;
 use producer::setup::{self, Mode};
 use producer::status;
@@ -49,8 +48,7 @@ async fn bring_up(
 ) -> anyhow::Result<u8> {
     let url = server::start(args, worker, children).await?;
     eprintln!("nats-server is ready at {url}");
-    let nats = nats_args(&url);
-    let connection = connect(&nats).await?;
+    let connection = connect(&NatsArgs::to(&url)).await?;
     setup::setup(&connection.jetstream, registry, Mode::Apply).await?;
     for model in models {
         children.start(&model.name, &mut worker_command(args, worker, model, &url))?;
@@ -82,6 +80,10 @@ fn worker_command(args: &UpArgs, worker: &Path, model: &Model, url: &str) -> Com
         command.arg("--cache-dir").arg(folder);
     }
     command.stdin(Stdio::null());
+    // What the environment says of NATS is meant for another server.
+    connect::config::VARIABLES.iter().for_each(|name| {
+        command.env_remove(name);
+    });
     command
 }
 
@@ -121,16 +123,6 @@ fn chosen(args: &UpArgs, models: &[Model]) -> anyhow::Result<Vec<Model>> {
 fn worker_program() -> anyhow::Result<PathBuf> {
     let beside = std::env::current_exe()?.with_file_name("inferq-worker");
     Ok(if beside.is_file() { beside } else { PathBuf::from("inferq-worker") })
-}
-
-/// The options of a connection to our own server: those of the environment are meant for another one.
-fn nats_args(url: &str) -> NatsArgs {
-    #[derive(Parser)]
-    struct Only {
-        #[command(flatten)]
-        nats: NatsArgs,
-    }
-    Only::parse_from(["inferq", "--server", url]).nats
 }
 
 async fn terminated() {

@@ -4,6 +4,20 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+/// Every variable that a flag reads.
+pub const VARIABLES: [&str; 10] = [
+    "NATS_URL",
+    "NATS_USER",
+    "NATS_PASSWORD",
+    "NATS_CREDS",
+    "NATS_NKEY",
+    "NATS_CERT",
+    "NATS_KEY",
+    "NATS_CA",
+    "NATS_INBOX_PREFIX",
+    "NATS_JS_API_PREFIX",
+];
+
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "NATS connection")]
 pub struct NatsArgs {
@@ -47,4 +61,23 @@ pub struct NatsArgs {
     /// Prefix of the JetStream API, where it is imported from another account
     #[arg(long, env = "NATS_JS_API_PREFIX", global = true, value_name = "PREFIX")]
     pub js_api_prefix: Option<String>,
+}
+
+impl NatsArgs {
+    /// A plain connection to a server, whatever the environment says.
+    pub fn to(url: &str) -> Self {
+        Self {
+            server: url.to_owned(),
+            user: None,
+            password: None,
+            creds: None,
+            nkey: None,
+            tlscert: None,
+            tlskey: None,
+            tlsca: None,
+            tlsfirst: false,
+            inbox_prefix: None,
+            js_api_prefix: None,
+        }
+    }
 }

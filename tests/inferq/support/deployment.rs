@@ -14,7 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use super::{Server, eventually, program, run};
+use super::{Server, eventually, program, run, signal};
 
 pub const TENANT: &str = "default";
 
@@ -130,8 +130,7 @@ impl Deployment {
 
 impl WorkerProcess {
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").args([name, &self.0.id().to_string()]).status().unwrap();
-        assert!(status.success());
+        signal(name, self.0.id());
     }
 
     /// Waits for its end and gives its exit code.
@@ -167,15 +166,5 @@ pub fn tenant() -> Token {
 }
 
 pub async fn connect(url: &str) -> Connection {
-    connect::connect(&nats_args(url), "tests", FirstConnect::Fail).await.unwrap()
-}
-
-/// The options of a connection as the command line would give them.
-fn nats_args(url: &str) -> NatsArgs {
-    #[derive(clap::Parser)]
-    struct Only {
-        #[command(flatten)]
-        nats: NatsArgs,
-    }
-    <Only as clap::Parser>::parse_from(["tests", "--server", url]).nats
+    connect::connect(&NatsArgs::to(url), "tests", FirstConnect::Fail).await.unwrap()
 }

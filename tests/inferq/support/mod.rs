@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 #[allow(unused_imports, reason = "the benchmarks name it")]
 pub use deployment::WorkerProcess;
 pub use deployment::{Deployment, submission, tenant};
-pub use programs::{program, python, run};
+pub use programs::{program, python, run, signal};
 pub use server::Server;
 
 /// How long anything may take that takes no time on an idle machine.

@@ -22,6 +22,11 @@ pub fn run(program: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> 
     command.output().unwrap_or_else(|error| panic!("{}: {error}", program.display()))
 }
 
+/// Sends a signal such as `-TERM`. The shell's own `kill` is there even where no program of that name is.
+pub fn signal(name: &str, process: u32) {
+    checked(Command::new("sh").args(["-c", &format!("kill {name} {process}")]));
+}
+
 /// A Python with the packages of `tests/python/requirements.txt`, made once beside the build.
 pub fn python() -> &'static Path {
     static PYTHON: OnceLock<PathBuf> = OnceLock::new();

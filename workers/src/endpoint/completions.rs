@@ -31,6 +31,9 @@ pub fn prepare_chat(body: &Value, job_id: &str, model: &Model, text: &Text) -> R
     }
     let messages = request.messages.iter().enumerate().map(message).collect::<Result<Vec<_>, _>>()?;
     let tokens = text.encode_chat(&Value::Array(messages)).map_err(|error| Reject::value("body.messages", error))?;
+    if tokens.is_empty() {
+        return Err(Reject::invalid("empty_input", "body.messages".to_owned(), "body.messages: have no content"));
+    }
     let (field, max_tokens) = match request.max_completion_tokens {
         Some(max) => ("max_completion_tokens", Some(max)),
         None => ("max_tokens", sampling.max_tokens),

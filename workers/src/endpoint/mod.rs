@@ -134,7 +134,11 @@ fn endpoint_of(job: &Job, model: &Model) -> Result<Endpoint, Reject> {
 /// An error of the body's shape, under its path in the job.
 fn misshapen(error: DecodeError) -> Reject {
     let param = if error.path.is_empty() { "body".to_owned() } else { format!("body.{}", error.path) };
-    Reject::value(&param, error.message)
+    // Fields that are read by hand begin their message with the index.
+    match error.message.split_once("]: ") {
+        Some((index, message)) if index.starts_with('[') => Reject::value(&format!("{param}{index}]"), message),
+        _ => Reject::value(&param, error.message),
+    }
 }
 
 /// The tokens of one prompt, within the model's limits. `param` is its place in the job.

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures::future::select_all;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 
 /// How long a child may take to end after SIGTERM.
@@ -42,7 +44,7 @@ impl Children {
     /// Stops all, the last started first; what does not end in time is killed.
     pub async fn stop(&mut self) {
         while let Some((name, mut child)) = self.running.pop() {
-            terminate(&child).await;
+            terminate(&child);
             if tokio::time::timeout(STOP_MAX, child.wait()).await.is_err() {
                 eprintln!("{name} does not stop, killing it");
                 let _ = child.kill().await;
@@ -51,9 +53,9 @@ impl Children {
     }
 }
 
-/// SIGTERM by the `kill` command: the standard library can only send SIGKILL, and a crate for one call is one too many.
-async fn terminate(child: &Child) {
-    if let Some(id) = child.id() {
-        let _ = Command::new("kill").args(["-TERM", &id.to_string()]).status().await;
+fn terminate(child: &Child) {
+    if let Some(id) = child.id().and_then(|id| i32::try_from(id).ok()) {
+        // It may have ended in this moment.
+        let _ = kill(Pid::from_raw(id), Signal::SIGTERM);
     }
 }
