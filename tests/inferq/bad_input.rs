@@ -43,7 +43,7 @@ fn cases() -> Vec<Case> {
         case("{\"url\":", 400, "invalid_body", None, "EOF"),
         case("", 400, "invalid_body", None, "EOF"),
         case(b"{\"url\":\"\xff\",\"body\":{}}", 400, "invalid_body", None, "url: invalid unicode"),
-        case("[1]", 400, value, None, "1"),
+        case("[1]", 400, value, Some("[0]"), "1"),
         case("{\"body\":{}}", 400, value, None, "url"),
         case("{\"url\":7,\"body\":{}}", 400, value, Some("url"), "7"),
         case("{\"method\":\"GET\",\"url\":\"/v1/embeddings\",\"body\":{}}", 400, value, Some("method"), "GET"),

@@ -150,7 +150,7 @@ async fn the_admin_port_tells_health_and_metrics() {
     assert_eq!(get("/readyz").await.0, 200);
     let id = deployment.submit(&chat("hi"), Encoding::Json).await;
     deployment.result(id.as_str()).await;
-    let wanted = "inferq_deliveries_total{model=\"echo\",outcome=\"completed\"} 1";
+    let wanted = "inferq_deliveries_total{outcome=\"completed\",model=\"echo\"} 1";
     crate::support::eventually("the delivery is counted", async || {
         get("/metrics").await.1.contains(wanted).then_some(())
     })

@@ -36,7 +36,9 @@ impl File {
     }
 
     fn is_test(&self) -> bool {
-        self.path.starts_with("tests/") || self.path.ends_with("/tests.rs") || self.path.contains("/tests/")
+        self.path.starts_with("tests/")
+            || ["/tests.rs", "/properties.rs"].iter().any(|name| self.path.ends_with(name))
+            || self.path.contains("/tests/")
     }
 
     /// The rules are named in this file, which would break them.
