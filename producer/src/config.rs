@@ -21,7 +21,7 @@ pub struct Cli {
     #[command(flatten)]
     pub nats: NatsArgs,
     /// Form of what is printed on standard output
-    #[arg(short, long, global = true, value_enum, default_value_t = Output::Text)]
+    #[arg(long, global = true, value_enum, default_value_t = Output::Text)]
     pub output: Output,
 }
 

@@ -3,8 +3,9 @@
 //! It decides an [`Outcome`] first and carries it out afterwards: the result is stored, then the job is acknowledged.
 //! It never touches a tensor.
 
+use std::borrow::Cow;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
@@ -41,6 +42,8 @@ pub struct Delivery {
     attempts: Attempts,
     log: JobLog,
     received: Instant,
+    /// The producer's name for the job, once the job has been read.
+    custom_id: OnceLock<Option<String>>,
 }
 
 impl Delivery {
@@ -59,7 +62,16 @@ impl Delivery {
         };
         let log = JobLog::new(reply.log_subject(), stamp);
         let result_subject = reply.result_subject();
-        Some(Self { station, result_subject, job_id, attempts, log, received: Instant::now(), message })
+        Some(Self {
+            station,
+            result_subject,
+            job_id,
+            attempts,
+            log,
+            received: Instant::now(),
+            message,
+            custom_id: OnceLock::new(),
+        })
     }
 
     /// Runs the job and settles it. `abandon` ends it at once when the grace period is over.
@@ -142,21 +154,25 @@ impl Delivery {
         let job_id = self.job_id.clone();
         let is_short = payload.len() <= INLINE_BYTES_MAX;
         let prepare = move || {
-            let job: Job = encoding.decode(&payload).map_err(|error| {
+            let mut job: Job = encoding.decode(&payload).map_err(|error| {
                 let param = Some(error.path.clone()).filter(|path| !path.is_empty() && !error.is_syntax);
                 let code = if error.is_syntax { "invalid_body" } else { "invalid_value" };
                 Reject::invalid(code, param, format!("the job cannot be read: {error}"))
             })?;
-            endpoint::prepare(&job, &job_id, &station.model, &station.text)
+            let plan = endpoint::prepare(&job, &job_id, &station.model, &station.text);
+            Ok((job.custom_id.take(), plan))
         };
-        if is_short {
-            return prepare();
-        }
-        match tokio::task::spawn_blocking(prepare).await {
-            Ok(prepared) => prepared,
-            // The delivery deals with panics, wherever they happen.
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        }
+        let prepared = match is_short {
+            true => prepare(),
+            false => match tokio::task::spawn_blocking(prepare).await {
+                Ok(prepared) => prepared,
+                // The delivery deals with panics, wherever they happen.
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
+            },
+        };
+        let (custom_id, plan) = prepared?;
+        self.custom_id.get_or_init(|| custom_id);
+        plan
     }
 
     /// Stores the result that the outcome calls for. An outcome whose result could not be stored becomes a retry.
@@ -209,11 +225,16 @@ impl Delivery {
     fn result_payload(&self, outcome: &Outcome) -> Option<(u16, Bytes)> {
         let answer = |status_code, body| (Some(Response { status_code, request_id: self.job_id.clone(), body }), None);
         let (response, error) = match outcome {
-            Outcome::Completed { body, .. } => answer(200, (**body).clone()),
-            Outcome::Rejected(reject) => answer(reject.status, Body::Error(ErrorBody { error: reject.error.clone() })),
+            Outcome::Completed { body, .. } => answer(200, Cow::Borrowed(&**body)),
+            Outcome::Rejected(reject) => {
+                answer(reject.status, Cow::Owned(Body::Error(ErrorBody { error: reject.error.clone() })))
+            }
             Outcome::Exhausted { reason } => {
                 let message = format!("gave up after {} attempts: {reason}", self.attempts.max);
-                answer(500, Body::Error(ErrorBody { error: ErrorObject::server("attempts_exhausted", message) }))
+                answer(
+                    500,
+                    Cow::Owned(Body::Error(ErrorBody { error: ErrorObject::server("attempts_exhausted", message) })),
+                )
             }
             Outcome::Expired => {
                 let message = format!(
@@ -328,9 +349,11 @@ impl Delivery {
         struct Named {
             custom_id: Option<String>,
         }
-        let encoding = self.encoding().unwrap_or_default();
-        let named = encoding.decode::<Named>(&self.message.payload).ok().and_then(|named| named.custom_id);
-        named.unwrap_or_else(|| self.job_id.clone())
+        let read = || {
+            let encoding = self.encoding().unwrap_or_default();
+            encoding.decode::<Named>(&self.message.payload).ok().and_then(|named| named.custom_id)
+        };
+        self.custom_id.get_or_init(read).clone().unwrap_or_else(|| self.job_id.clone())
     }
 
     fn encoding(&self) -> Result<Encoding, schemas::codec::UnknownContentType> {

@@ -21,6 +21,10 @@ use tokio_util::sync::CancellationToken;
 const PARK: Duration = Duration::from_secs(1);
 /// How long a server that is asked for what it has may be silent before the pull is taken for lost.
 const SILENCE_MAX: Duration = Duration::from_secs(6);
+/// A worker with fewer than this share of its permits free waits a moment for more, so that quick jobs are asked for in
+/// batches and not one by one.
+const GATHER_SHARE: usize = 4;
+const GATHER: Duration = Duration::from_millis(1);
 /// How long to wait before a lane whose pull failed is asked again.
 const FAILURE_DELAY: Duration = Duration::from_millis(500);
 
@@ -36,6 +40,7 @@ pub struct Lanes {
     ready: Vec<bool>,
     parked: FuturesUnordered<BoxFuture<'static, Parked>>,
     permits: Arc<Semaphore>,
+    in_flight: usize,
     connects: watch::Receiver<u64>,
 }
 
@@ -62,6 +67,7 @@ impl Lanes {
             ready,
             parked: FuturesUnordered::new(),
             permits: Arc::new(Semaphore::new(in_flight)),
+            in_flight,
             connects,
         }
     }
@@ -100,6 +106,9 @@ impl Lanes {
 
     /// Asks the ready lanes in order for all the permits that are free. A lane that has no more is parked.
     async fn sweep(&mut self, first: OwnedSemaphorePermit) -> Vec<Pulled> {
+        if self.permits.available_permits() < self.in_flight / GATHER_SHARE {
+            tokio::time::sleep(GATHER).await;
+        }
         let mut permits = vec![first];
         while let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
             permits.push(permit);
@@ -141,7 +150,11 @@ impl Lanes {
             self.park(lane, permit);
             return None;
         };
-        self.ready[lane] = true;
+        match Arc::clone(&self.permits).try_acquire_owned() {
+            // The lane has no more, so the next job is waited for at the server again.
+            Ok(next) if !batch.more => self.park(lane, next),
+            _ => self.ready[lane] = true,
+        }
         Some(Pulled { message, permit })
     }
 }
