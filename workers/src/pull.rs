@@ -21,10 +21,9 @@ use tokio_util::sync::CancellationToken;
 const PARK: Duration = Duration::from_secs(1);
 /// How long a server that is asked for what it has may be silent before the pull is taken for lost.
 const SILENCE_MAX: Duration = Duration::from_secs(6);
-/// A worker with fewer than this share of its permits free waits a moment for more, so that quick jobs are asked for in
-/// batches and not one by one.
+/// One of so many parts of the permits is waited for before a pull, but not for longer than a moment.
 const GATHER_SHARE: usize = 4;
-const GATHER: Duration = Duration::from_millis(1);
+const GATHER_MAX: Duration = Duration::from_millis(5);
 /// How long to wait before a lane whose pull failed is asked again.
 const FAILURE_DELAY: Duration = Duration::from_millis(500);
 
@@ -106,31 +105,43 @@ impl Lanes {
 
     /// Asks the ready lanes in order for all the permits that are free. A lane that has no more is parked.
     async fn sweep(&mut self, first: OwnedSemaphorePermit) -> Vec<Pulled> {
-        if self.permits.available_permits() < self.in_flight / GATHER_SHARE {
-            tokio::time::sleep(GATHER).await;
-        }
-        let mut permits = vec![first];
-        while let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
-            permits.push(permit);
-        }
-        let mut pulled = Vec::with_capacity(permits.len());
+        let mut permits = self.gather(first).await;
+        let mut pulled = Vec::with_capacity(permits.num_permits());
         for lane in 0..self.consumers.len() {
-            if !self.ready[lane] || permits.is_empty() {
+            let asked = permits.num_permits();
+            if !self.ready[lane] || asked == 0 {
                 continue;
             }
-            let asked = permits.len();
             let batch = pull(&self.consumers[lane], asked, None, self.connects.clone()).await;
             for message in batch.messages {
-                let permit = permits.pop().expect("a pull brings at most what was asked");
+                let permit = permits.split(1).expect("a pull brings at most what was asked");
                 pulled.push(Pulled { message, permit });
             }
             if !batch.more
-                && let Some(permit) = permits.pop()
+                && let Some(permit) = permits.split(1)
             {
                 self.park(lane, permit);
             }
         }
         pulled
+    }
+
+    /// All permits that are free. A busy worker waits a moment until a share of them is, so that quick jobs are asked for
+    /// in batches and not one by one: a pull costs the server about as much as a job.
+    async fn gather(&self, mut permits: OwnedSemaphorePermit) -> OwnedSemaphorePermit {
+        let share = self.in_flight / GATHER_SHARE;
+        let missing = share.saturating_sub(self.permits.available_permits() + 1);
+        if missing > 0 {
+            let more = Arc::clone(&self.permits).acquire_many_owned(u32::try_from(share).unwrap_or(u32::MAX));
+            if let Ok(Ok(more)) = tokio::time::timeout(GATHER_MAX, more).await {
+                permits.merge(more);
+            }
+        }
+        let free = u32::try_from(self.permits.available_permits()).unwrap_or(u32::MAX);
+        if let Ok(more) = Arc::clone(&self.permits).try_acquire_many_owned(free) {
+            permits.merge(more);
+        }
+        permits
     }
 
     fn park(&mut self, lane: usize, permit: OwnedSemaphorePermit) {
