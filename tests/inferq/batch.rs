@@ -170,3 +170,17 @@ async fn an_output_that_belongs_to_another_input_is_not_touched() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("holds rows of another input"));
     assert_eq!(std::fs::read(&files.output).unwrap(), before);
 }
+
+#[tokio::test]
+async fn an_input_is_never_taken_for_an_output() {
+    let deployment = Deployment::new(&echo_registry(0, "")).await;
+    let files = write_input(deployment.folder.path(), (0..3).map(row));
+    let input = files.input.to_str().unwrap();
+    let before = std::fs::read(&files.input).unwrap();
+    for arguments in [["-o", input, "--restart"], ["-o", "x.jsonl", "--errors=x.jsonl"]] {
+        let output = deployment.inferq(&[&["batch", "run", input], &arguments[..]].concat());
+        assert_eq!(output.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("is named twice"));
+    }
+    assert_eq!(std::fs::read(&files.input).unwrap(), before);
+}

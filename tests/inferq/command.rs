@@ -152,7 +152,8 @@ async fn up_runs_a_command_and_leaves_nothing_running() {
     let inferq = program("inferq");
     let submit = [inferq.to_str().unwrap(), "submit", "--model", "echo", "--message", "hi", "--wait"];
     let arguments = [&["up", "--registry", registry, "--data", data, "--port", "0", "--"][..], &submit[..]].concat();
-    let output = run(&inferq, &arguments, &[]);
+    // Credentials for another server, which must not reach this one.
+    let output = run(&inferq, &arguments, &[("NATS_CREDS", "/missing.creds")]);
     assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
     assert_eq!(content(&serde_json::from_str(&text(&output)).unwrap()), "hi");
     assert_eq!(processes_naming(data), 0);

@@ -58,3 +58,16 @@ fn the_readme_lists_every_option_of_a_worker() {
     offered.retain(|word| word != "--help" && word != "--version");
     assert_eq!(documented, offered);
 }
+
+#[test]
+fn the_messages_of_the_readme_are_the_golden_ones() {
+    let folder = root().join("schemas/examples/messages");
+    let read = |entry: std::io::Result<std::fs::DirEntry>| std::fs::read_to_string(entry.unwrap().path()).unwrap();
+    let golden: Vec<String> = std::fs::read_dir(folder).unwrap().map(read).collect();
+    let readme = readme();
+    let shown: Vec<&str> = readme.split("```json\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert_eq!(shown.len(), 3);
+    for block in shown {
+        assert!(golden.iter().any(|message| message.trim() == block.trim()), "{block}");
+    }
+}

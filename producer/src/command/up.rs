@@ -68,6 +68,7 @@ async fn bring_up(
 async fn run_command(words: &[String], url: &str) -> anyhow::Result<ExitStatus> {
     let (program, arguments) = words.split_first().context("the command is empty")?;
     let mut command = Command::new(program);
+    forget_nats(&mut command);
     command.args(arguments).env("NATS_URL", url).kill_on_drop(true);
     command.status().await.with_context(|| format!("cannot run {program}"))
 }
@@ -80,11 +81,15 @@ fn worker_command(args: &UpArgs, worker: &Path, model: &Model, url: &str) -> Com
         command.arg("--cache-dir").arg(folder);
     }
     command.stdin(Stdio::null());
-    // What the environment says of NATS is meant for another server.
-    connect::config::VARIABLES.iter().for_each(|name| {
-        command.env_remove(name);
-    });
+    forget_nats(&mut command);
     command
+}
+
+/// What the environment says of NATS is meant for another server.
+fn forget_nats(command: &mut Command) {
+    for name in connect::config::VARIABLES {
+        command.env_remove(name);
+    }
 }
 
 /// Waits until a worker of each model answers, or one of the children has died.
