@@ -20,6 +20,9 @@ use workers::presence;
 use workers::reply::Reply;
 use workers::worker::{Station, Worker, look_up};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// `sysexits`' EX_USAGE.
 const EXIT_USAGE: u8 = 64;
 
