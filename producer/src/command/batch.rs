@@ -93,6 +93,8 @@ async fn show(mut progress: watch::Receiver<Progress>) {
         Some(bar) => {
             draw(&bar, now);
             bar.abandon();
+            // The bar leaves the cursor in its line.
+            eprintln!();
         }
         None => eprintln!("{}", line(now, started.elapsed())),
     }
