@@ -184,3 +184,35 @@ async fn an_input_is_never_taken_for_an_output() {
     }
     assert_eq!(std::fs::read(&files.input).unwrap(), before);
 }
+
+#[tokio::test]
+async fn a_run_publishes_on_as_many_connections_as_it_is_told() {
+    let deployment = Deployment::new(&echo_registry(0, "")).await;
+    let files = write_input(deployment.folder.path(), (0..ROWS).map(row));
+    let running = Command::new(program("inferq"))
+        .args(["batch", "run", "--connections", "3"])
+        .arg(&files.input)
+        .arg("-o")
+        .arg(&files.output)
+        .env("NATS_URL", &deployment.server.url)
+        .stderr(Stdio::null())
+        .spawn();
+    let mut running = running.unwrap();
+    eventually("rows are published", async || (deployment.count(JOBS).await.0 > 0).then_some(())).await;
+    assert_eq!(sockets_of(running.id()), 3);
+    running.kill().unwrap();
+    running.wait().unwrap();
+}
+
+/// TCP connections of a process.
+fn sockets_of(process: u32) -> usize {
+    let inodes: Vec<String> = std::fs::read_dir(format!("/proc/{process}/fd"))
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| std::fs::read_link(entry.path()).ok())
+        .filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
+        .collect();
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let inode = |line: &str| line.split_whitespace().nth(9).map(str::to_owned);
+    table.lines().filter_map(inode).filter(|inode| inodes.contains(inode)).count()
+}

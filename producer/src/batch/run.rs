@@ -86,7 +86,11 @@ pub async fn run(
     progress: &watch::Sender<Progress>,
     stop: &CancellationToken,
 ) -> anyhow::Result<Summary> {
-    let client = Client::new(pool.get().await?.clone());
+    // Held for the whole run: a connection carries many publishes at a time, and one that is given back at once would be
+    // lent again before a second is made.
+    let connections = futures::future::try_join_all((0..pool.status().max_size).map(|_| pool.get())).await?;
+    let clients: Vec<Client> = connections.iter().map(|connection| Client::new((**connection).clone())).collect();
+    let client = clients[0].clone();
     let errors = options.errors.clone().unwrap_or_else(|| errors_path(&options.output));
     refuse_same_file([&options.input, &options.output, &errors, &state::path_of(&options.output)])?;
     let checked = check(&client, options).await?;
@@ -113,7 +117,7 @@ pub async fn run(
     state.results_after = state.results_after.min(last_result);
     let (mut results, pending) = results(&client, &state).await?;
     let submitted = Bits::new(state.rows);
-    let mut run = Run { pool, options, state, outputs, resumed, submitted, in_flight: 0 };
+    let mut run = Run { clients, options, state, outputs, resumed, submitted, in_flight: 0 };
     run.tell(progress, Stage::CatchingUp);
     if is_resumed && pending > 0 && run.outputs.done.count() < run.state.rows {
         run.catch_up(last_result, &mut results).await?;
@@ -126,7 +130,8 @@ pub async fn run(
 
 /// The state of a run in progress.
 struct Run<'a> {
-    pool: &'a Pool,
+    /// Rows are published on these in turn.
+    clients: Vec<Client>,
     options: &'a Options,
     state: State,
     outputs: Outputs,
@@ -180,7 +185,9 @@ impl Run<'_> {
                         let row: Row = row?;
                         if !self.outputs.done.contains(row.number) && self.submitted.insert(row.number) {
                             self.in_flight += 1;
-                            publishing.push(publish(self.pool, self.submission(&row)?, row));
+                            let turn = row.number % self.clients.len() as u64;
+                            let client = self.clients[turn as usize].clone();
+                            publishing.push(publish(client, self.submission(&row)?, row));
                         }
                     }
                     None => all_read = true,
@@ -270,18 +277,9 @@ impl Run<'_> {
 }
 
 /// Publishes one row for as long as it takes: a full stream or an absent server is waited for.
-async fn publish(pool: &Pool, submission: Submission, row: Row) -> (Row, Result<Submitted, SubmitError>) {
+async fn publish(client: Client, submission: Submission, row: Row) -> (Row, Result<Submitted, SubmitError>) {
     loop {
-        let result = match pool.get().await {
-            Ok(connection) => {
-                let client = Client::new(connection.clone());
-                // The pool lends connections for the moment of sending; many publishes wait on one of them.
-                drop(connection);
-                client.submit(&submission).await
-            }
-            Err(error) => Err(SubmitError::Failed(connect::PublishFailure::Unconfirmed(error.to_string()))),
-        };
-        match result {
+        match client.submit(&submission).await {
             Err(SubmitError::Failed(failure)) if failure.is_transient() => {
                 tracing::warn!(%failure, row = row.number, "row not published yet, trying again");
             }
