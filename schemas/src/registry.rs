@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -147,6 +148,12 @@ impl Default for Limits {
             ack_wait_seconds: 30,
             ack_pending: 10_000,
         }
+    }
+}
+
+impl Limits {
+    pub fn ack_wait(&self) -> Duration {
+        Duration::from_secs(self.ack_wait_seconds)
     }
 }
 
