@@ -7,8 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use schemas::registry::Weights;
-use schemas::subject::Lane;
+use schemas::registry::{Lane, Weights};
 
 /// Where a job waits.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,7 +1,6 @@
 //! The engine's thread with the echo engine inside.
 
-use schemas::registry::EchoCost;
-use schemas::subject::Lane;
+use schemas::registry::{EchoCost, Lane};
 
 use super::super::echo::Echo;
 use super::super::{Goal, SamplingParams};
