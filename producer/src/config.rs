@@ -133,7 +133,7 @@ pub struct SubmitArgs {
     /// What the job costs in the model's units, such as tokens; estimated from its size by default
     #[arg(long, value_name = "UNITS", value_parser = parse_cost)]
     pub cost: Option<f64>,
-    /// What to do while the queue is full
+    /// While the queue is full, try again for as long as it takes, or fail at once
     #[arg(long, value_enum, default_value_t = WhenFull::Wait)]
     pub when_full: WhenFull,
     /// How the job is written on the wire
@@ -155,9 +155,7 @@ pub enum Encoding {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum WhenFull {
-    /// Try again until there is room
     Wait,
-    /// Fail at once
     Refuse,
 }
 

@@ -217,14 +217,6 @@ async fn an_unknown_model_is_refused_at_publish_with_the_known_ones() {
 }
 
 #[tokio::test]
-async fn a_job_over_the_payload_limit_is_refused_before_it_is_sent() {
-    let deployment = Deployment::new(&echo_registry(0, "")).await;
-    let error = deployment.client.submit(&submission(&chat(&"x".repeat(2 << 20)), Encoding::Json)).await.unwrap_err();
-    assert!(matches!(error, SubmitError::TooLarge { max: 1_048_576, .. }), "{error}");
-    assert!(error.to_string().contains("at most 1048576 (max_payload)"), "{error}");
-}
-
-#[tokio::test]
 async fn a_result_over_the_payload_limit_becomes_an_error_that_says_so() {
     let (deployment, _worker) = Deployment::with_worker(&echo_registry(0, "inputs = 20000")).await;
     let job = json!({ "url": "/v1/embeddings", "body": { "model": "echo", "input": vec!["a"; 20_000] } });

@@ -2,11 +2,15 @@
 
 mod bad_input;
 mod batch;
+mod bodies;
+mod cancel;
 mod command;
+mod dead;
 mod documents;
 mod endpoints;
 mod interop;
 mod lifecycle;
 mod numerics;
+mod submit;
 mod support;
 mod tidy;

@@ -11,6 +11,9 @@ use super::parse_job_id;
 #[derive(Subcommand, Debug)]
 pub enum DeadCommand {
     /// List dead letters, the newest last
+    #[command(after_help = "Examples:
+  inferq dead list --newer-than 1h
+  inferq dead list --class poison --output json | jq -r .job_id")]
     List(FilterArgs),
     /// Print a dead letter: its headers, the job, what happened to it, and its earlier lives
     Show(ShowArgs),
@@ -62,13 +65,15 @@ pub struct ShowArgs {
 
 #[derive(Args, Debug)]
 pub struct ReplayArgs {
-    #[command(flatten)]
-    pub selection: SelectionArgs,
     /// Only print which jobs would be published
     #[arg(long)]
     pub dry_run: bool,
+    // The heading of its filters holds for what comes after them.
+    #[command(flatten)]
+    pub selection: SelectionArgs,
 }
 
+/// Jobs, filters, or all.
 #[derive(Args, Debug)]
 pub struct SelectionArgs {
     /// Ids of the jobs

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 #[allow(unused_imports, reason = "the benchmarks name it")]
 pub use deployment::WorkerProcess;
-pub use deployment::{Deployment, submission, tenant};
+pub use deployment::{Deployment, TENANT, submission, tenant};
 pub use programs::{program, python, run, signal};
 pub use server::Server;
 
