@@ -10,6 +10,7 @@ mod joblog;
 pub mod metrics;
 mod outcome;
 pub mod presence;
+pub mod process;
 mod pull;
 pub mod reply;
 pub mod worker;
