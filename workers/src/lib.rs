@@ -1,4 +1,4 @@
-//! `inferq-worker` as a library: everything but the command line.
+//! `inferq-worker` and `inferq-logger` as a library: everything but the command lines.
 
 pub mod admin;
 pub mod config;
@@ -7,6 +7,7 @@ pub mod endpoint;
 pub mod engine;
 pub mod fetch;
 mod joblog;
+pub mod logger;
 pub mod metrics;
 mod outcome;
 pub mod presence;
