@@ -7,6 +7,7 @@ mod documents;
 mod endpoints;
 mod interop;
 mod lifecycle;
+mod logger;
 mod numerics;
 mod support;
 mod tidy;

@@ -50,7 +50,8 @@ impl Source {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(kind = self.kind.as_str(), %error, "pull failed");
+                    let kind = self.kind.as_str();
+                    tracing::warn!(kind, %error, "pull failed; `inferq setup` makes the consumer where it is missing");
                     tokio::select! {
                         () = stop.cancelled() => {}
                         () = tokio::time::sleep(delays.next().unwrap_or(RETRY_MAX)) => {}
