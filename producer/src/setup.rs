@@ -51,7 +51,8 @@ pub async fn setup(jetstream: &Context, registry: &Registry, mode: Mode) -> anyh
                 .map_err(|error| explain(error, "stream", declared.name))?,
         );
     }
-    let consumers: Vec<Consumer> = registry.models.iter().flat_map(stream::consumers).collect();
+    let of_models = registry.models.iter().flat_map(stream::consumers);
+    let consumers: Vec<Consumer> = of_models.chain(stream::logger_consumers()).collect();
     for declared in &consumers {
         changes.push(
             consumer_as_declared(jetstream, declared, mode)
@@ -89,16 +90,16 @@ async fn stream_as_declared(jetstream: &Context, declared: &Stream, mode: Mode) 
 }
 
 async fn consumer_as_declared(jetstream: &Context, declared: &Consumer, mode: Mode) -> anyhow::Result<Change> {
-    let found: Result<PullConsumer, _> = match jetstream.get_stream_no_info(stream::JOBS).await {
-        Ok(jobs) => jobs.get_consumer(&declared.name).await,
+    let found: Result<PullConsumer, _> = match jetstream.get_stream_no_info(declared.stream).await {
+        Ok(stream) => stream.get_consumer(&declared.name).await,
         Err(error) => return Err(error.into()),
     };
     let existing = found.ok().map(|consumer| pull_config(&consumer));
     let wanted = consumer_config(declared, existing.clone().unwrap_or_default());
     let change = change("consumer", &declared.name, existing.as_ref(), &wanted)?;
     if mode == Mode::Apply && change.action != Action::Unchanged {
-        let jobs = jetstream.get_stream_no_info(stream::JOBS).await?;
-        jobs.create_consumer(wanted).await?;
+        let stream = jetstream.get_stream_no_info(declared.stream).await?;
+        stream.create_consumer(wanted).await?;
     }
     Ok(change)
 }
@@ -208,9 +209,10 @@ fn consumer_config(declared: &Consumer, existing: pull::Config) -> pull::Config 
         durable_name: Some(declared.name.clone()),
         name: Some(declared.name.clone()),
         filter_subject: declared.filter.clone(),
+        headers_only: declared.headers_only,
         ack_policy: AckPolicy::Explicit,
         ack_wait: Duration::from_secs(declared.ack_wait_seconds),
-        // Attempts are counted by the worker, which can then say why it gave up.
+        // Attempts of a job are counted by the worker, which can then say why it gave up.
         max_deliver: -1,
         max_ack_pending: declared.ack_pending_max,
         max_waiting: WAITING_PULLS_MAX,
@@ -230,6 +232,7 @@ fn pull_config(consumer: &PullConsumer) -> pull::Config {
         ack_wait: config.ack_wait,
         max_deliver: config.max_deliver,
         filter_subject: config.filter_subject,
+        headers_only: config.headers_only,
         max_waiting: config.max_waiting,
         max_ack_pending: config.max_ack_pending,
         ..Default::default()

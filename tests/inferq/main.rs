@@ -10,6 +10,7 @@ mod documents;
 mod endpoints;
 mod interop;
 mod lifecycle;
+mod logger;
 mod numerics;
 mod submit;
 mod support;
