@@ -1,5 +1,6 @@
 //! What tests stand on: a real nats-server, real worker processes, and waiting without ordering things by time.
 
+mod cluster;
 mod deployment;
 mod programs;
 mod server;
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+pub use cluster::Cluster;
 #[allow(unused_imports, reason = "the benchmarks name it")]
 pub use deployment::WorkerProcess;
 pub use deployment::{Deployment, submission, tenant};
