@@ -1,10 +1,14 @@
 //! NATS servers as they are really run: alone, as a cluster, restarted, behind TLS and passwords.
 
+mod access;
+
+use std::process::{Command, Stdio};
+
 use producer::{SubmitError, Submitted};
 use schemas::codec::Encoding;
 use schemas::stream::{JOBS, RESULTS};
 
-use crate::support::{Cluster, Deployment, chat, content, echo_registry, eventually, submission};
+use crate::support::{Cluster, Deployment, chat, content, echo_registry, eventually, program, submission};
 
 /// Small sizes, since each node of a cluster reserves them.
 const REPLICATED: &str = "[storage]\nreplicas = 3\njobs_bytes = 67108864\nresults_bytes = 67108864\n\
@@ -54,4 +58,24 @@ async fn a_cluster_loses_no_job_with_the_leader_of_the_queue() {
         replicas.iter().all(|replica| replica.current && !replica.offline).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn workers_and_waiting_commands_outlive_a_restart_of_the_server() {
+    let registry = echo_registry(3_000, "ack_wait_seconds = 5");
+    let (deployment, _worker) = Deployment::with_worker(&registry).await;
+    let mut command = Command::new(program("inferq"));
+    command.args(["submit", "--model", "echo", "--message", "hi", "--wait", "--server", &deployment.server.url]);
+    let mut waiting = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    eventually("the job runs", async || (deployment.in_flight().await == 1).then_some(())).await;
+    for signal in ["-KILL", "-TERM"] {
+        deployment.server.end(signal);
+        deployment.server.restart();
+    }
+    let status = eventually("the result has come", async || waiting.try_wait().unwrap()).await;
+    assert!(status.success());
+    let result: serde_json::Value = serde_json::from_reader(waiting.stdout.take().unwrap()).unwrap();
+    assert_eq!(content(&result), "hi");
+    let ids = publish(&deployment, 1).await.expect("the connection has come back");
+    assert_eq!(content(&deployment.result(&ids[0]).await.1), "0");
 }
