@@ -15,3 +15,4 @@ mod numerics;
 mod submit;
 mod support;
 mod tidy;
+mod topology;

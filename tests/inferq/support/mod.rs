@@ -1,6 +1,9 @@
 //! What tests stand on: a real nats-server, real worker processes, and waiting without ordering things by time.
 
+mod certificates;
+mod cluster;
 mod deployment;
+mod operator;
 mod programs;
 mod server;
 
@@ -9,9 +12,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+pub use certificates::Certificates;
+pub use cluster::Cluster;
 #[allow(unused_imports, reason = "the benchmarks name it")]
 pub use deployment::WorkerProcess;
-pub use deployment::{Deployment, TENANT, submission, tenant};
+pub use deployment::{Deployment, TENANT, flags, submission, tenant};
+pub use operator::Operator;
 pub use programs::{program, python, run, signal};
 pub use server::Server;
 
