@@ -31,6 +31,8 @@ pub struct Account {
     pub deliveries: u64,
     /// Jobs that were delivered more than once.
     pub again: usize,
+    /// Jobs that were started more than once, as far as their logs tell.
+    pub restarted: usize,
     /// Jobs that were finished more than once: computed again, or found answered.
     pub twice: usize,
     /// Jobs published again on purpose.
@@ -46,6 +48,7 @@ pub struct Account {
 pub struct Answer {
     pub attempt: u64,
     pub worker: String,
+    pub acknowledged_at: Option<OffsetDateTime>,
     pub stored_at: OffsetDateTime,
 }
 
@@ -60,6 +63,7 @@ struct Stored {
 #[derive(Default)]
 struct Told {
     attempt_max: u64,
+    started: usize,
     finished: usize,
 }
 
@@ -68,7 +72,7 @@ pub async fn draw_up(stage: &Stage, ledger: &Ledger) -> Account {
     let mut entries = ledger.close();
     let mut account = Account {
         jobs: entries.len(),
-        acknowledged: entries.values().filter(|entry| entry.is_acknowledged).count(),
+        acknowledged: entries.values().filter(|entry| entry.acknowledged_at.is_some()).count(),
         repeats: entries.values().map(|entry| entry.repeats).sum(),
         refusals: ledger.refusals(),
         lost: stage.fleet.lost,
@@ -84,11 +88,12 @@ pub async fn draw_up(stage: &Stage, ledger: &Ledger) -> Account {
             None => account.wrong(format!("{}: a second result, or one of a job never sent", stored.job_id)),
         }
     }
-    for entry in entries.values().filter(|entry| entry.is_acknowledged) {
+    for entry in entries.values().filter(|entry| entry.acknowledged_at.is_some()) {
         account.wrong(format!("{}: acknowledged, and no result is stored", entry.job.id));
     }
     account.deliveries = told.values().map(|told| told.attempt_max).sum();
     account.again = told.values().filter(|told| told.attempt_max > 1).count();
+    account.restarted = told.values().filter(|told| told.started > 1).count();
     account.twice = told.values().filter(|told| told.finished > 1).count();
     account
 }
@@ -156,7 +161,12 @@ impl Account {
         let told = told.entry(stored.job_id).or_default();
         told.attempt_max = told.attempt_max.max(attempt);
         let worker = stored.headers.get(header::WORKER).map_or("", |worker| worker.as_str()).to_owned();
-        self.results.push(Answer { attempt, worker, stored_at: stored.stored_at });
+        self.results.push(Answer {
+            attempt,
+            worker,
+            acknowledged_at: entry.acknowledged_at,
+            stored_at: stored.stored_at,
+        });
     }
 }
 
@@ -167,6 +177,7 @@ fn tell(logs: Vec<Stored>) -> HashMap<String, Told> {
         for record in records {
             let told = told.entry(record.job_id).or_default();
             told.attempt_max = told.attempt_max.max(record.attempt.into());
+            told.started += usize::from(matches!(record.event, LogEvent::Started { .. }));
             told.finished += usize::from(matches!(record.event, LogEvent::Finished { .. }));
         }
     }

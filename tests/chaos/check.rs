@@ -15,8 +15,10 @@ pub enum Check {
     RecoversAfterAckWait(Duration),
     /// Every worker stores a result so soon after the server is back.
     Resumes(Duration),
-    /// No job is delivered a second time.
-    DeliversOnce,
+    /// No job is started a second time.
+    StartsOnce,
+    /// No result is stored for so long before the end of a fault, since none can be.
+    Stalls(Duration),
     /// Jobs are delivered a second time: the fault met jobs in flight.
     DeliversAgain,
     /// Publishers are told that the stream is full.
@@ -39,9 +41,12 @@ impl Check {
         match self {
             Self::RecoversAfterAckWait(slack) => recovery(account, marks, ACK_WAIT + slack),
             Self::Resumes(most) => resumption(account, marks, workers, most),
-            Self::DeliversOnce => {
-                verdict(account.again == 0, format!("{} jobs delivered again, 0 wanted", account.again))
+            Self::StartsOnce => {
+                let Account { restarted, again, .. } = account;
+                let text = format!("{restarted} jobs started twice, 0 wanted; {again} handed back, started or not");
+                verdict(*restarted == 0, text)
             }
+            Self::Stalls(least) => stall(account, marks, least),
             Self::DeliversAgain => verdict(account.again > 0, format!("{} jobs delivered again", account.again)),
             Self::RefusesFull => refusals(account, "stream full"),
             Self::LeavesUnconfirmed => refusals(account, "unconfirmed"),
@@ -77,6 +82,14 @@ fn recovery(account: &Account, marks: &[Mark], most: Duration) -> Verdict {
     }
 }
 
+fn stall(account: &Account, marks: &[Mark], least: Duration) -> Verdict {
+    let end = marks.iter().find_map(|mark| mark.ended).expect("the scenario has a fault");
+    let last = account.results.iter().map(|result| result.stored_at).filter(|stored_at| *stored_at < end).max();
+    let lasted = last.map_or(0.0, |last| seconds(last, end));
+    let text = format!("no result stored for {lasted:.2} s of the fault, at least {:.2} s wanted", least.as_secs_f64());
+    verdict(lasted >= least.as_secs_f64(), text)
+}
+
 fn resumption(account: &Account, marks: &[Mark], workers: &[String], most: Duration) -> Verdict {
     let is_server = |mark: &&Mark| matches!(mark.fault, Fault::KillServer | Fault::StopServer);
     let ready = marks.iter().find(is_server).and_then(|mark| mark.ended).expect("the scenario takes the server away");
@@ -88,8 +101,11 @@ fn resumption(account: &Account, marks: &[Mark], workers: &[String], most: Durat
         None => verdict(false, "a worker stored nothing after the server was back".to_owned()),
         Some(last) => {
             let took = seconds(ready, last);
+            let waiting = account.results.iter().filter(|result| result.acknowledged_at.is_some_and(|at| at < ready));
+            let caught_up = waiting.map(|result| seconds(ready, result.stored_at)).fold(0.0, f64::max);
             let text = format!(
-                "every worker stores results again within {took:.2} s of the server's return, at most {:.2} s",
+                "every worker stores results again within {took:.2} s of the server's return, at most {:.2} s; jobs from \
+                 before are answered within {caught_up:.2} s",
                 most.as_secs_f64()
             );
             verdict(took <= most.as_secs_f64(), text)

@@ -5,14 +5,15 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use connect::PublishFailure;
+use time::OffsetDateTime;
 
 use crate::job::Job;
 
 /// One job as its producer knows it.
 pub struct Entry {
     pub job: Job,
-    /// JetStream has confirmed it.
-    pub is_acknowledged: bool,
+    /// When JetStream confirmed it.
+    pub acknowledged_at: Option<OffsetDateTime>,
     /// How often it was published again on purpose after that.
     pub repeats: usize,
 }
@@ -29,13 +30,14 @@ impl Ledger {
     /// Before the job is published: from now on a result of it may appear.
     pub fn sent(&self, job: Job) {
         let id = job.id.clone();
-        let entry = Entry { job, is_acknowledged: false, repeats: 0 };
+        let entry = Entry { job, acknowledged_at: None, repeats: 0 };
         let earlier = self.entries.lock().unwrap().insert(id, entry);
         assert!(earlier.is_none(), "each job has an id of its own");
     }
 
     pub fn acknowledged(&self, id: &str) {
-        self.entries.lock().unwrap().get_mut(id).expect("it was sent").is_acknowledged = true;
+        self.entries.lock().unwrap().get_mut(id).expect("it was sent").acknowledged_at =
+            Some(OffsetDateTime::now_utc());
     }
 
     pub fn repeated(&self, id: &str) {

@@ -18,6 +18,8 @@ use crate::stage::Stage;
 /// How long the queue may take to empty after the last fault.
 const SETTLE_MAX: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(100);
+/// How long jobs are sent after the last fault, so that what was harmed is used again.
+const AFTERMATH: Duration = Duration::from_secs(2);
 
 /// What a scenario ended with.
 pub enum Ending {
@@ -103,6 +105,7 @@ async fn play(scenario: &Scenario, stage: &mut Stage, progress: &Progress) {
             progress.say(format_args!("{:?} ended", planned.fault));
         }
     }
+    stage.tend(AFTERMATH).await;
 }
 
 /// Waits until everything is acknowledged and answered. Gives what is wrong when that does not happen.

@@ -58,13 +58,15 @@ fn scenario(name: &'static str, about: &'static str) -> Scenario {
 fn workers() -> Vec<Scenario> {
     vec![
         Scenario {
+            // One worker can carry it alone.
+            load: Load { jobs_per_second: 400, ..Load::default() },
             plan: vec![planned(1.5, 5.0, Fault::Kill, 0)],
             checks: vec![Check::RecoversAfterAckWait(2 * SECOND)],
             ..scenario("kill", "SIGKILL of one of two workers in the middle of a batch")
         },
         Scenario {
             plan: vec![planned(1.0, 1.0, Fault::Terminate, 0), planned(3.0, 1.0, Fault::Terminate, 1)],
-            checks: vec![Check::DeliversOnce],
+            checks: vec![Check::StartsOnce],
             ..scenario("terminate", "SIGTERM of each worker in turn, with time to finish")
         },
         Scenario {
@@ -110,7 +112,7 @@ fn servers() -> Vec<Scenario> {
         Scenario {
             setting: Setting { has_small_disk: true, ..Setting::default() },
             plan: vec![planned(1.5, 3.0, Fault::FillDisk, 0)],
-            checks: vec![Check::LeavesUnconfirmed],
+            checks: vec![Check::LeavesUnconfirmed, Check::Stalls(SECOND)],
             ..scenario("full-disk", "no room on the disk of nats-server, which is started anew when there is")
         },
     ]
@@ -120,7 +122,7 @@ fn limits() -> Vec<Scenario> {
     vec![
         Scenario {
             load: Load { asks_nobody: true, ..Load::default() },
-            checks: vec![Check::DeliversOnce],
+            checks: vec![Check::StartsOnce],
             ..scenario("nobody", "no fault, and nobody who listens for results or copies of them")
         },
         Scenario {
@@ -137,6 +139,7 @@ fn limits() -> Vec<Scenario> {
         Scenario {
             setting: Setting { results_bytes: LITTLE, ..Setting::default() },
             plan: vec![planned(0.0, 5.0, Fault::FillResults, 0)],
+            checks: vec![Check::Stalls(2 * SECOND)],
             ..scenario("full-results", "a stream of results too small, until it gets room")
         },
     ]
