@@ -113,18 +113,27 @@ async fn bucket_as_declared(jetstream: &Context, declared: &Bucket, mode: Mode) 
         Err(error) if is_missing(&error) => None,
         Err(error) => return Err(error.into()),
     };
-    let wanted = existing.clone().map(|config| nats::Config {
+    let lay_over = |config| nats::Config {
+        discard: discard(declared.discard),
         max_bytes: limit(declared.bytes_max),
         max_age: Duration::from_secs(declared.age_max_seconds),
         num_replicas: declared.replicas,
         ..config
-    });
+    };
+    let wanted = existing.clone().map(lay_over);
     let change = match (&existing, &wanted) {
         (Some(existing), Some(wanted)) => change("bucket", declared.name, Some(existing), wanted)?,
         _ => Change { kind: "bucket", name: declared.name.to_owned(), action: Action::Created, fields: Vec::new() },
     };
     match (mode, wanted) {
-        (Mode::Apply, None) => create_bucket(jetstream, declared).await?,
+        (Mode::Apply, None) => {
+            create_bucket(jetstream, declared).await?;
+            // The client library creates buckets that refuse what is new.
+            if declared.discard == Discard::Old {
+                let made = jetstream.get_stream(&stream_name).await?.cached_info().config.clone();
+                jetstream.update_stream(lay_over(made)).await?;
+            }
+        }
         (Mode::Apply, Some(wanted)) if change.action == Action::Changed => drop(jetstream.update_stream(wanted).await?),
         _ => {}
     }
@@ -177,10 +186,7 @@ fn stream_config(declared: &Stream, existing: nats::Config) -> nats::Config {
         description: Some(declared.description.to_owned()),
         subjects: declared.subjects.clone(),
         retention: if declared.work_queue { RetentionPolicy::WorkQueue } else { RetentionPolicy::Limits },
-        discard: match declared.discard {
-            Discard::New => DiscardPolicy::New,
-            Discard::Old => DiscardPolicy::Old,
-        },
+        discard: discard(declared.discard),
         max_messages_per_subject: limit(declared.messages_per_subject_max),
         discard_new_per_subject: declared.discard == Discard::New && declared.messages_per_subject_max > 0,
         max_bytes: limit(declared.bytes_max),
@@ -188,10 +194,10 @@ fn stream_config(declared: &Stream, existing: nats::Config) -> nats::Config {
         num_replicas: declared.replicas,
         duplicate_window: Duration::from_secs(declared.duplicate_window_seconds),
         allow_direct: declared.allow_direct,
-        republish: declared.republish.map(|(source, destination)| Republish {
-            source: source.to_owned(),
-            destination: destination.to_owned(),
-            headers_only: false,
+        republish: declared.republish.map(|copies| Republish {
+            source: copies.source.to_owned(),
+            destination: copies.destination.to_owned(),
+            headers_only: copies.headers_only,
         }),
         ..existing
     }
@@ -240,6 +246,13 @@ fn explain(error: anyhow::Error, kind: &str, name: &str) -> anyhow::Error {
         _ => "",
     };
     error.context(format!("{kind} {name}{advice}"))
+}
+
+fn discard(declared: Discard) -> DiscardPolicy {
+    match declared {
+        Discard::New => DiscardPolicy::New,
+        Discard::Old => DiscardPolicy::Old,
+    }
 }
 
 /// No limit is 0 in a declaration and -1 at the server.

@@ -11,6 +11,7 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Value, json};
 
+use crate::chunk::Chunk;
 use crate::completions::{
     ChatCompletionRequest, ChatCompletionResponse, CompletionRequest, CompletionResponse, Sampling,
 };
@@ -29,6 +30,7 @@ pub fn documents() -> Vec<(&'static str, Value)> {
         ("asyncapi.json", asyncapi::document()),
         ("chat.request.json", read::<ChatBody>("chat.request.json")),
         ("chat.response.json", written::<ChatCompletionResponse>("chat.response.json")),
+        ("chunk.json", written::<Chunk>("chunk.json")),
         ("completions.request.json", read::<CompletionBody>("completions.request.json")),
         ("completions.response.json", written::<CompletionResponse>("completions.response.json")),
         ("embeddings.request.json", read::<EmbeddingRequest>("embeddings.request.json")),

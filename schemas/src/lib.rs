@@ -5,6 +5,7 @@
 /// The name under which workers answer on the NATS services API.
 pub const WORKER_SERVICE: &str = "inferq-worker";
 
+pub mod chunk;
 pub mod codec;
 pub mod completions;
 pub mod document;

@@ -31,6 +31,15 @@ pub enum LogEvent {
     Queued { lane: String },
     /// A worker began to run it.
     Started { queue_seconds: f64 },
+    /// How far it is, every few seconds while it runs.
+    Progress {
+        /// Tokens generated so far.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        completion_tokens: Option<u64>,
+        /// Seconds of audio read so far.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        audio_seconds: Option<f64>,
+    },
     /// This delivery did not answer it; another one will.
     Retried { reason: String, delay_seconds: f64 },
     /// Its result is stored.

@@ -33,7 +33,10 @@ pub struct Storage {
     /// How long a result can be fetched.
     pub results_age_seconds: u64,
     pub logs_bytes: i64,
+    /// Bodies over the payload limit, of jobs and of results each.
     pub blobs_bytes: i64,
+    /// How long a cached answer may be used.
+    pub cache_age_seconds: u64,
 }
 
 impl Default for Storage {
@@ -46,6 +49,7 @@ impl Default for Storage {
             results_age_seconds: 7 * 24 * 3600,
             logs_bytes: GIB / 4,
             blobs_bytes: GIB,
+            cache_age_seconds: 7 * 24 * 3600,
         }
     }
 }
@@ -72,7 +76,11 @@ pub struct Model {
     #[serde(default = "all_lanes")]
     pub lanes: Vec<Lane>,
     #[serde(default)]
+    pub weights: Weights,
+    #[serde(default)]
     pub limits: Limits,
+    #[serde(default)]
+    pub cache: Cache,
     /// What a step of the `echo` engine costs.
     #[serde(default)]
     pub echo: EchoCost,
@@ -103,7 +111,7 @@ pub enum Dtype {
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Jobs one worker holds at a time. At least the number of lanes: each idle lane waits with one permit.
+    /// Jobs of one lane that a worker holds at a time.
     pub in_flight: usize,
     /// Sequences an engine computes in one step.
     pub batch: usize,
@@ -113,8 +121,12 @@ pub struct Limits {
     pub completion_tokens: usize,
     /// Inputs in one job.
     pub inputs: usize,
-    /// Deliveries of one job before it is given up.
+    /// Bytes of one job's body, where it comes through the object store.
+    pub body_bytes: usize,
+    /// Attempts of one job before it is given up.
     pub attempts: u32,
+    /// How long a step of the engine may take before the worker gives its jobs back and ends.
+    pub step_seconds: u64,
     /// How long the server waits for a sign of life before it hands a job to another worker.
     pub ack_wait_seconds: u64,
     /// Deliveries of a lane that may be open over all workers: at least replicas × `in_flight`.
@@ -129,18 +141,65 @@ impl Default for Limits {
             prompt_tokens: None,
             completion_tokens: 4096,
             inputs: 2048,
+            body_bytes: 64 << 20,
             attempts: 3,
+            step_seconds: 120,
             ack_wait_seconds: 30,
             ack_pending: 10_000,
         }
     }
 }
 
-/// The price of the echo engine, so that a queue can be tested under any load.
+/// How often lanes are started from while others wait. `priority` always goes before `default`; of so many starts as
+/// both weights together, `flex` gets its weight.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Weights {
+    pub default: u32,
+    pub flex: u32,
+}
+
+impl Default for Weights {
+    fn default() -> Self {
+        Self { default: 16, flex: 1 }
+    }
+}
+
+/// Which answers are kept for identical jobs.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cache {
+    pub enabled: bool,
+    pub scope: CacheScope,
+    /// Answers that took less to compute are not worth a write.
+    pub store_above_milliseconds: u64,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self { enabled: true, scope: CacheScope::Tenant, store_above_milliseconds: 2 }
+    }
+}
+
+/// Who may be given an answer again.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum CacheScope {
+    /// The tenant whose job it was.
+    Tenant,
+    /// All tenants: one can learn from the time of an answer that another has asked the same.
+    Shared,
+}
+
+/// The price of the echo engine, so that a queue can be tested under any load, and its faults.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct EchoCost {
     pub step_milliseconds: u64,
+    /// Tokens of a text made in one step; 0 makes all of them.
+    pub step_tokens: usize,
+    /// Prompts may ask for faults: `!panic!`, `!error!`, `!abort!`, `!oom!`, `!hang!`. For tests alone.
+    pub faults: bool,
 }
 
 /// Where the bytes of a model come from.
@@ -264,15 +323,11 @@ impl Model {
         if self.lanes.iter().collect::<HashSet<_>>().len() != self.lanes.len() {
             return Err(self.invalid("lanes", "names a lane twice".into()));
         }
-        if limits.in_flight < self.lanes.len() {
-            let reason = format!(
-                "is {}, below the {} lanes: each idle lane waits with one permit",
-                limits.in_flight,
-                self.lanes.len()
-            );
-            return Err(self.invalid("limits.in_flight", reason));
-        }
         let positive = [
+            ("limits.in_flight", limits.in_flight as u64),
+            ("weights.default", self.weights.default.into()),
+            ("limits.body_bytes", limits.body_bytes as u64),
+            ("limits.step_seconds", limits.step_seconds),
             ("limits.batch", limits.batch as u64),
             ("limits.completion_tokens", limits.completion_tokens as u64),
             ("limits.inputs", limits.inputs as u64),

@@ -1,7 +1,7 @@
 //! The declaration of every stream, consumer and bucket. `inferq setup` makes them so; everybody else looks them up.
 
 use crate::registry::{Model, Registry, Storage};
-use crate::subject::{consumer_name, lane_filter};
+use crate::subject::{consumer_name, lane_filter, lifted_consumer_name, lifted_filter};
 
 pub const JOBS: &str = "INFERQ_JOBS";
 pub const RESULTS: &str = "INFERQ_RESULTS";
@@ -11,6 +11,11 @@ pub const DEAD: &str = "INFERQ_DEAD";
 
 pub const CACHE_BUCKET: &str = "inferq-cache";
 pub const BATCHES_BUCKET: &str = "inferq-batches";
+/// Attempts of jobs that were delivered more than once.
+pub const ATTEMPTS_BUCKET: &str = "inferq-attempts";
+/// Bodies of jobs over the payload limit. They stay as long as their job.
+pub const INPUTS_BUCKET: &str = "inferq-inputs";
+/// Bodies of results over the payload limit. They stay as long as their result.
 pub const BLOBS_BUCKET: &str = "inferq-blobs";
 
 const HOUR: u64 = 3600;
@@ -37,8 +42,16 @@ pub struct Stream {
     pub duplicate_window_seconds: u64,
     /// Whether readers may fetch a message by its subject from any replica.
     pub allow_direct: bool,
-    /// Source and destination of the copies sent live.
-    pub republish: Option<(&'static str, &'static str)>,
+    /// Copies that the server sends live.
+    pub republish: Option<Republish>,
+}
+
+/// Copies of stored messages on another subject, by core NATS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Republish {
+    pub source: &'static str,
+    pub destination: &'static str,
+    pub headers_only: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +75,8 @@ pub struct Bucket {
     pub name: &'static str,
     pub description: &'static str,
     pub kind: BucketKind,
+    /// A full bucket refuses what is new, or drops what is old.
+    pub discard: Discard,
     pub bytes_max: i64,
     pub age_max_seconds: u64,
     pub replicas: usize,
@@ -79,7 +94,7 @@ pub fn streams(registry: &Registry) -> Vec<Stream> {
     vec![jobs(registry), results(storage), logs(storage), tokens(storage), dead(storage)]
 }
 
-/// The consumers of one model, in the order of its lanes.
+/// The consumers of one model: its lanes in their order, then the one of lifted jobs.
 pub fn consumers(model: &Model) -> Vec<Consumer> {
     let token = model.token();
     let consumer = |&lane| Consumer {
@@ -88,24 +103,38 @@ pub fn consumers(model: &Model) -> Vec<Consumer> {
         ack_wait_seconds: model.limits.ack_wait_seconds,
         ack_pending_max: model.limits.ack_pending.into(),
     };
-    model.lanes.iter().map(consumer).collect()
+    let lifted = Consumer {
+        name: lifted_consumer_name(&token),
+        filter: lifted_filter(&token),
+        ack_wait_seconds: model.limits.ack_wait_seconds,
+        ack_pending_max: model.limits.ack_pending.into(),
+    };
+    model.lanes.iter().map(consumer).chain([lifted]).collect()
 }
 
 /// All buckets of a deployment.
 pub fn buckets(storage: &Storage) -> Vec<Bucket> {
-    let bucket = |name, description, kind, bytes_max, age_max_seconds| Bucket {
+    let bucket = |name, description, kind, discard, bytes_max, age_max_seconds| Bucket {
         name,
         description,
         kind,
+        discard,
         bytes_max,
         age_max_seconds,
         replicas: storage.replicas,
     };
     let (key_value, object) = (BucketKind::KeyValue, BucketKind::Object);
+    let blobs_age = match storage.results_age_seconds {
+        0 => 0,
+        // A result never outlives its body.
+        age => age + HOUR,
+    };
     vec![
-        bucket(CACHE_BUCKET, "results by content", key_value, 256 * MIB, 7 * DAY),
-        bucket(BATCHES_BUCKET, "batch objects", key_value, 64 * MIB, 0),
-        bucket(BLOBS_BUCKET, "bodies over the payload limit", object, storage.blobs_bytes, storage.results_age_seconds),
+        bucket(CACHE_BUCKET, "results by content", key_value, Discard::Old, 256 * MIB, storage.cache_age_seconds),
+        bucket(BATCHES_BUCKET, "batch objects", key_value, Discard::New, 64 * MIB, 0),
+        bucket(ATTEMPTS_BUCKET, "attempts of jobs delivered again", key_value, Discard::Old, 64 * MIB, 7 * DAY),
+        bucket(INPUTS_BUCKET, "jobs over the payload limit", object, Discard::New, storage.blobs_bytes, 0),
+        bucket(BLOBS_BUCKET, "results over the payload limit", object, Discard::New, storage.blobs_bytes, blobs_age),
     ]
 }
 
@@ -125,7 +154,8 @@ fn jobs(registry: &Registry) -> Stream {
         replicas: registry.storage.replicas,
         duplicate_window_seconds: DUPLICATE_WINDOW_SECONDS,
         allow_direct: true,
-        republish: None,
+        // A worker with a long queue listens for tenants that would wait behind it; without a listener it costs nothing.
+        republish: Some(Republish { source: "inferq.jobs.>", destination: "inferq.waiting.>", headers_only: true }),
     }
 }
 
@@ -143,7 +173,7 @@ fn results(storage: &Storage) -> Stream {
         replicas: storage.replicas,
         duplicate_window_seconds: DUPLICATE_WINDOW_SECONDS,
         allow_direct: true,
-        republish: Some(("inferq.results.>", "inferq.live.>")),
+        republish: Some(Republish { source: "inferq.results.>", destination: "inferq.live.>", headers_only: false }),
     }
 }
 
@@ -232,7 +262,7 @@ mod tests {
     fn the_consumers_filters_are_the_job_streams_subjects() {
         let registry = awkward();
         let filters: Vec<String> = registry.models.iter().flat_map(consumers).map(|consumer| consumer.filter).collect();
-        assert_eq!(filters.len(), 3 * registry.models.len());
+        assert_eq!(filters.len(), 4 * registry.models.len());
         assert_eq!(jobs(&registry).subjects, filters);
         assert!(filters.iter().all(|filter| !filter.contains('>')));
     }
@@ -278,7 +308,10 @@ mod tests {
     fn a_model_has_consumers_for_its_own_lanes_only() {
         let text = "[[models]]\nname = \"a\"\ntask = \"echo\"\nlanes = [\"flex\", \"default\"]";
         let registry = Registry::parse(text).unwrap();
-        assert_eq!(jobs(&registry).subjects, ["inferq.jobs.a.flex.*.*", "inferq.jobs.a.default.*.*"]);
+        assert_eq!(
+            jobs(&registry).subjects,
+            ["inferq.jobs.a.flex.*.*", "inferq.jobs.a.default.*.*", "inferq.jobs.a.lifted.*.*"]
+        );
         let consumer = &consumers(&registry.models[0])[0];
         assert_eq!((consumer.ack_wait_seconds, consumer.ack_pending_max), (30, 10_000));
     }

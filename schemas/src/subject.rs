@@ -214,6 +214,26 @@ impl<'a> ReplyTokens<'a> {
         format!("inferq.results.{}.{}", self.tenant, self.job_id)
     }
 
+    /// Where the answer of a job that streams appears in chunks.
+    pub fn token_subject(self) -> String {
+        format!("inferq.tokens.{}.{}", self.tenant, self.job_id)
+    }
+
+    /// Where the worker that runs the job is told to stop.
+    pub fn cancel_subject(self, model: &Token) -> String {
+        format!("inferq.cancel.{model}.{}.{}", self.tenant, self.job_id)
+    }
+
+    /// The job's key in key-value buckets.
+    pub fn key(self) -> String {
+        format!("{}.{}", self.tenant, self.job_id)
+    }
+
+    /// The name of the job's body in the object store, where it is too large for a message.
+    pub fn input_name(self) -> String {
+        format!("{}/{}", self.tenant, self.job_id)
+    }
+
     /// Where the records of the job are stored.
     pub fn log_subject(self) -> String {
         format!("inferq.logs.{}.{}", self.tenant, self.job_id)
@@ -223,6 +243,29 @@ impl<'a> ReplyTokens<'a> {
 /// The filter of one lane of one model: what its consumer reads.
 pub fn lane_filter(model: &Token, lane: Lane) -> String {
     format!("inferq.jobs.{model}.{lane}.*.*")
+}
+
+/// The lane of jobs that a worker has lifted over those of a tenant with many.
+pub const LIFTED: &str = "lifted";
+
+/// What the consumer of a model's lifted jobs reads.
+pub fn lifted_filter(model: &Token) -> String {
+    format!("inferq.jobs.{model}.{LIFTED}.*.*")
+}
+
+/// The durable pull consumer of a model's lifted jobs.
+pub fn lifted_consumer_name(model: &Token) -> String {
+    format!("{model}_{LIFTED}")
+}
+
+/// What a worker listens to for jobs to stop.
+pub fn cancel_filter(model: &Token) -> String {
+    format!("inferq.cancel.{model}.*.*")
+}
+
+/// Where the server tells the headers of each job it has stored.
+pub fn waiting_subject(job_subject: &str) -> String {
+    job_subject.replacen("inferq.jobs.", "inferq.waiting.", 1)
 }
 
 /// The durable pull consumer of one lane of one model.

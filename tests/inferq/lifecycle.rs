@@ -103,7 +103,7 @@ async fn a_worker_waits_for_setup_and_starts_when_it_was_done() {
 async fn a_wrong_configuration_ends_with_64_before_a_connection_is_made() {
     let folder = tempfile::tempdir().unwrap();
     let registry = folder.path().join("models.toml");
-    std::fs::write(&registry, echo_registry(0, "in_flight = 2")).unwrap();
+    std::fs::write(&registry, echo_registry(0, "in_flight = 0")).unwrap();
     let registry = registry.to_str().unwrap();
     let good = folder.path().join("good.toml");
     std::fs::write(&good, echo_registry(0, "")).unwrap();
@@ -111,7 +111,7 @@ async fn a_wrong_configuration_ends_with_64_before_a_connection_is_made() {
     // Nothing listens there: a connection would be tried for ever.
     let server = ["--server", "nats://127.0.0.1:1"];
     let cases: [(&[&str], &str); 6] = [
-        (&["--model", "echo", "--registry", registry], "limits.in_flight: is 2, below the 3 lanes"),
+        (&["--model", "echo", "--registry", registry], "limits.in_flight: is 0"),
         (&["--model", "nope", "--registry", good], "\"nope\" is not in it"),
         (&["--model", "echo", "--registry", "/missing.toml"], "--registry /missing.toml"),
         (&["--model", "echo", "--registry", good, "--log", "=="], "--log"),

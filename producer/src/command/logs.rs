@@ -33,12 +33,19 @@ pub async fn run(nats: &NatsArgs, output: Output, args: LogsArgs) -> anyhow::Res
     Ok(0)
 }
 
-fn line(record: &LogRecord) -> String {
+/// A record in words.
+pub fn line(record: &LogRecord) -> String {
     let LogRecord { time, worker, attempt, model, .. } = record;
     let what = match &record.event {
         LogEvent::Queued { lane } => format!("queued for {model} in lane {lane}"),
         LogEvent::Started { queue_seconds } => {
             format!("started by {worker}, attempt {attempt}, after {queue_seconds:.3} s in the queue")
+        }
+        LogEvent::Progress { completion_tokens, audio_seconds } => {
+            let tokens = completion_tokens.map(|tokens| format!("{tokens} tokens generated"));
+            let audio = audio_seconds.map(|seconds| format!("{seconds:.1} s of audio read"));
+            let far = [tokens, audio].into_iter().flatten().collect::<Vec<_>>().join(", ");
+            if far.is_empty() { "running".to_owned() } else { format!("running: {far}") }
         }
         LogEvent::Retried { reason, delay_seconds } => {
             format!("attempt {attempt} failed: {reason}; next in {delay_seconds:.1} s")

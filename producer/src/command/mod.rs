@@ -1,6 +1,8 @@
 //! The commands: each reads its arguments, calls the library and prints.
 
 pub mod batch;
+pub mod cancel;
+pub mod dead;
 pub mod logs;
 pub mod results;
 pub mod setup;

@@ -1,6 +1,4 @@
 //! The AsyncAPI 3.0 document: which subject carries what, as a producer sees it. A worker does the opposite.
-//!
-//! The stream of tokens is left out: nothing is sent there yet.
 
 use serde_json::{Map, Value, json};
 
@@ -16,19 +14,52 @@ struct Message {
     sometimes: &'static [&'static str],
 }
 
-const MESSAGES: [Message; 4] = [
+const MESSAGES: [Message; 5] = [
     Message {
         key: "job",
         summary: "A line of an OpenAI batch input file.",
         payload: "job.json",
         always: &[],
-        sometimes: &[header::CONTENT_TYPE, header::MESSAGE_ID, header::DEADLINE, header::REPLY_TO],
+        sometimes: &[
+            header::CONTENT_TYPE,
+            header::MESSAGE_ID,
+            header::DEADLINE,
+            header::TIMEOUT,
+            header::MAX_ATTEMPTS,
+            header::CACHE,
+            header::STREAM,
+            header::COST,
+            header::BODY,
+            header::REPLY_TO,
+            header::LANE,
+            header::HISTORY,
+        ],
     },
     Message {
         key: "result",
         summary: "A line of an OpenAI batch output or error file.",
         payload: "result.json",
-        always: &[header::CONTENT_TYPE, header::STATUS, header::ATTEMPT, header::WORKER],
+        always: &[header::CONTENT_TYPE, header::STATUS],
+        sometimes: &[
+            header::ATTEMPT,
+            header::WORKER,
+            header::BODY,
+            header::CACHE,
+            header::REVISION,
+            header::WEIGHTS,
+            header::ENGINE,
+            header::QUANTIZATION,
+            header::SEED,
+            header::QUEUE_SECONDS,
+            header::PREFILL_SECONDS,
+            header::DECODE_SECONDS,
+        ],
+    },
+    Message {
+        key: "chunk",
+        summary: "OpenAI's chat.completion.chunk, or a text_completion of a part of the text. Always JSON.",
+        payload: "chunk.json",
+        always: &[header::CHUNK, header::TOKEN_IDS],
         sometimes: &[],
     },
     Message {
@@ -42,13 +73,13 @@ const MESSAGES: [Message; 4] = [
         key: "dead",
         summary: "A job that was given up, as it came.",
         payload: "job.json",
-        always: &[header::ATTEMPT, header::WORKER, header::DEAD_REASON],
-        sometimes: &[header::CONTENT_TYPE, header::DEADLINE, header::REPLY_TO],
+        always: &[header::ATTEMPT, header::WORKER, header::DEAD_REASON, header::DEAD_CLASS],
+        sometimes: &[header::CONTENT_TYPE, header::DEADLINE, header::REPLY_TO, header::DEAD_LOG, header::HISTORY],
     },
 ];
 
 /// A channel: its key, address, message and description.
-const CHANNELS: [(&str, &str, &str, &str); 5] = [
+const CHANNELS: [(&str, &str, &str, &str); 6] = [
     (
         "jobs",
         "inferq.jobs.{model}.{lane}.{tenant}.{job_id}",
@@ -69,6 +100,12 @@ const CHANNELS: [(&str, &str, &str, &str); 5] = [
         "Results as they are stored, republished by the server without being kept.",
     ),
     (
+        "tokens",
+        "inferq.tokens.{tenant}.{job_id}",
+        "chunk",
+        "The answers of jobs that stream, in chunks, for minutes in the stream INFERQ_TOKENS. No chunk is there twice.",
+    ),
+    (
         "logs",
         "inferq.logs.{tenant}.{job_id}",
         "log",
@@ -83,10 +120,11 @@ const CHANNELS: [(&str, &str, &str, &str); 5] = [
 ];
 
 /// An operation: its key, action, channel and description.
-const OPERATIONS: [(&str, &str, &str, &str); 5] = [
+const OPERATIONS: [(&str, &str, &str, &str); 6] = [
     ("sendJob", "send", "jobs", "Queues a job; the server acknowledges when it is stored."),
     ("receiveResult", "receive", "results", "Reads stored results, by subject or with a consumer."),
     ("receiveLiveResult", "receive", "live", "Waits for results with a plain subscription."),
+    ("receiveChunk", "receive", "tokens", "Reads an answer as it is made, from any chunk on."),
     ("receiveLog", "receive", "logs", "Follows what happens to jobs."),
     ("receiveDeadJob", "receive", "dead", "Reads jobs that were given up."),
 ];
@@ -218,6 +256,7 @@ mod tests {
             ("jobs", subject.clone()),
             ("results", result.clone()),
             ("live", live_subject(&result)),
+            ("tokens", ReplyTokens::parse(&subject).unwrap().token_subject()),
             ("logs", ReplyTokens::parse(&subject).unwrap().log_subject()),
             ("dead", dead_subject(&subject)),
         ];

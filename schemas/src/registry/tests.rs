@@ -115,8 +115,8 @@ fn lanes_are_checked() {
 
 #[test]
 fn limits_are_checked() {
-    assert_refused(echo("limits.in_flight = 2"), "limits.in_flight", "is 2, below the 3 lanes");
-    assert_refused(echo("lanes = [\"default\"]\nlimits.in_flight = 0"), "limits.in_flight", "is 0, below the 1 lane");
+    assert_refused(echo("limits.in_flight = 0"), "limits.in_flight", "is 0");
+    assert_refused(echo("weights.default = 0"), "weights.default", "is 0");
     let limits =
         ["batch", "completion_tokens", "inputs", "attempts", "ack_wait_seconds", "ack_pending", "prompt_tokens"];
     for limit in limits {

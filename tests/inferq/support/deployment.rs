@@ -6,7 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 use async_nats::HeaderMap;
 use async_nats::jetstream::stream::Stream;
 use connect::{Connection, FirstConnect, NatsArgs};
-use producer::{Client, Submission, Submitted};
+use producer::{Client, Submission, SubmitOptions, Submitted};
 use schemas::codec::Encoding;
 use schemas::header;
 use schemas::subject::{Address, JobId, Lane, ReplyTokens, Token};
@@ -157,7 +157,7 @@ pub fn submission(job: &Value, encoding: Encoding) -> Submission {
         tenant: TENANT.to_owned(),
         job_id: JobId::new(Uuid::now_v7().to_string()).unwrap(),
     };
-    Submission { address, encoding, payload: encoding.encode(&job).into(), deadline: None }
+    Submission { address, encoding, payload: encoding.encode(&job).into(), options: SubmitOptions::default() }
 }
 
 /// The tenant of all tests, as a token.
