@@ -12,6 +12,7 @@ use schemas::log::{LogEvent, LogMessage};
 use schemas::{header, stream};
 use serde_json::Value;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::job::Oracle;
 use crate::ledger::{Entry, Ledger};
@@ -40,6 +41,8 @@ pub struct Account {
     pub refusals: BTreeMap<&'static str, usize>,
     /// Workers that died of themselves.
     pub lost: usize,
+    /// Seconds between a worker's clock and the server's, at most, as the logs tell.
+    pub skew: f64,
     /// Why the account does not balance.
     pub wrongs: Vec<String>,
 }
@@ -80,7 +83,7 @@ pub async fn draw_up(stage: &Stage, ledger: &Ledger) -> Account {
         ..Account::default()
     };
     account.check_emptiness(stage).await;
-    let (mut told, mut oracle) = (tell(read(stage, stream::LOGS).await), Oracle::new());
+    let (mut told, mut oracle) = (account.tell(read(stage, stream::LOGS).await), Oracle::new());
     account.check_dead(&entries, read(stage, stream::DEAD).await);
     for stored in read(stage, stream::RESULTS).await {
         match entries.remove(&stored.job_id) {
@@ -105,6 +108,25 @@ impl Account {
 
     fn wrong(&mut self, what: String) {
         self.wrongs.push(what);
+    }
+
+    /// Reads the jobs' logs.
+    fn tell(&mut self, logs: Vec<Stored>) -> HashMap<String, Told> {
+        let mut told: HashMap<String, Told> = HashMap::new();
+        for log in logs {
+            let records: LogMessage = Encoding::Json.decode(&log.payload).unwrap();
+            for record in records {
+                let told = told.entry(record.job_id).or_default();
+                told.attempt_max = told.attempt_max.max(record.attempt.into());
+                told.finished += usize::from(matches!(record.event, LogEvent::Finished { .. }));
+                if matches!(record.event, LogEvent::Started { .. }) {
+                    told.started += 1;
+                    let by_worker = OffsetDateTime::parse(&record.time, &Rfc3339).unwrap();
+                    self.skew = self.skew.max((by_worker - log.stored_at).as_seconds_f64().abs());
+                }
+            }
+        }
+        told
     }
 
     async fn check_emptiness(&mut self, stage: &Stage) {
@@ -168,20 +190,6 @@ impl Account {
             stored_at: stored.stored_at,
         });
     }
-}
-
-fn tell(logs: Vec<Stored>) -> HashMap<String, Told> {
-    let mut told: HashMap<String, Told> = HashMap::new();
-    for log in logs {
-        let records: LogMessage = Encoding::Json.decode(&log.payload).unwrap();
-        for record in records {
-            let told = told.entry(record.job_id).or_default();
-            told.attempt_max = told.attempt_max.max(record.attempt.into());
-            told.started += usize::from(matches!(record.event, LogEvent::Started { .. }));
-            told.finished += usize::from(matches!(record.event, LogEvent::Finished { .. }));
-        }
-    }
-    told
 }
 
 /// All messages of a stream whose subjects end with a job's id.

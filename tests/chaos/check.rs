@@ -25,6 +25,10 @@ pub enum Check {
     RefusesFull,
     /// Publishers are not answered.
     LeavesUnconfirmed,
+    /// Work never stands still for longer, from the first fault on.
+    NeverStandsStill(Duration),
+    /// The workers' clocks are wrong by so much, as the logs of the jobs show.
+    ClocksAreOff(Duration),
     /// Workers die of themselves.
     LosesWorkers,
 }
@@ -48,6 +52,11 @@ impl Check {
             }
             Self::Stalls(least) => stall(account, marks, least),
             Self::DeliversAgain => verdict(account.again > 0, format!("{} jobs delivered again", account.again)),
+            Self::NeverStandsStill(most) => standstill(account, marks, most),
+            Self::ClocksAreOff(least) => {
+                let text = format!("clocks are wrong by {:.0} s, at least {} s wanted", account.skew, least.as_secs());
+                verdict(account.skew >= least.as_secs_f64(), text)
+            }
             Self::RefusesFull => refusals(account, "stream full"),
             Self::LeavesUnconfirmed => refusals(account, "unconfirmed"),
             Self::LosesWorkers => {
@@ -88,6 +97,17 @@ fn stall(account: &Account, marks: &[Mark], least: Duration) -> Verdict {
     let lasted = last.map_or(0.0, |last| seconds(last, end));
     let text = format!("no result stored for {lasted:.2} s of the fault, at least {:.2} s wanted", least.as_secs_f64());
     verdict(lasted >= least.as_secs_f64(), text)
+}
+
+fn standstill(account: &Account, marks: &[Mark], most: Duration) -> Verdict {
+    let began = marks.first().expect("the scenario has a fault").began;
+    let mut times: Vec<OffsetDateTime> = account.results.iter().map(|result| result.stored_at).collect();
+    times.retain(|stored_at| *stored_at > began);
+    times.push(began);
+    times.sort_unstable();
+    let longest = times.windows(2).map(|pair| seconds(pair[0], pair[1])).fold(0.0, f64::max);
+    let text = format!("no result for {longest:.2} s at the longest, at most {:.2} s", most.as_secs_f64());
+    verdict(longest <= most.as_secs_f64(), text)
 }
 
 fn resumption(account: &Account, marks: &[Mark], workers: &[String], most: Duration) -> Verdict {

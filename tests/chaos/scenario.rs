@@ -170,6 +170,7 @@ fn clusters() -> Vec<Scenario> {
         is_long: true,
         setting: Setting { is_cluster: true, ..Setting::default() },
         plan,
+        checks: vec![Check::NeverStandsStill(15 * SECOND)],
         ..scenario(name, about)
     };
     vec![
@@ -191,6 +192,7 @@ fn clock() -> Scenario {
             ..Setting::default()
         },
         plan: vec![planned(1.5, 3.0, Fault::Kill, 0)],
+        checks: vec![Check::ClocksAreOff(2 * 3600 * SECOND)],
         ..scenario("clock", "one worker's clock three hours ahead, the other's three behind, and a kill")
     }
 }
