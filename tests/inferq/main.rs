@@ -10,3 +10,4 @@ mod lifecycle;
 mod numerics;
 mod support;
 mod tidy;
+mod topology;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Parser;
+use connect::ConnectError;
 use schemas::registry::{Model, Registry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -52,7 +53,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("inferq-worker: {error:#}");
-            ExitCode::from(if error.is::<Usage>() { EXIT_USAGE } else { 1 })
+            let wrong_options = error.downcast_ref::<ConnectError>().is_some_and(ConnectError::is_usage);
+            ExitCode::from(if error.is::<Usage>() || wrong_options { EXIT_USAGE } else { 1 })
         }
     }
 }

@@ -1,7 +1,9 @@
 //! What tests stand on: a real nats-server, real worker processes, and waiting without ordering things by time.
 
+mod certificates;
 mod cluster;
 mod deployment;
+mod operator;
 mod programs;
 mod proxy;
 mod server;
@@ -11,10 +13,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+pub use certificates::Certificates;
 pub use cluster::Cluster;
 #[allow(unused_imports, reason = "the benchmarks name it")]
 pub use deployment::WorkerProcess;
-pub use deployment::{Deployment, submission, tenant};
+pub use deployment::{Deployment, flags, submission, tenant};
+pub use operator::Operator;
 pub use programs::{program, python, run, signal};
 pub use proxy::{Line, Proxy};
 pub use server::Server;
