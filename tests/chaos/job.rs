@@ -93,7 +93,7 @@ impl Asks {
     pub fn fault_of(&self, status: u16, result: &Value, oracle: &mut Oracle) -> Option<String> {
         let body = &result["response"]["body"];
         let (wanted, right) = match self {
-            Self::Poison => (500, body["error"]["code"] == "attempts_exhausted"),
+            Self::Poison => (500, body["error"]["type"] == "server_error"),
             Self::Chat(text) => (200, body["choices"][0]["message"]["content"] == **text),
             Self::Embedding(text) => (200, oracle.is_embedding(text, &body["data"][0]["embedding"])),
         };

@@ -17,6 +17,7 @@ mod job;
 mod ledger;
 mod producers;
 mod run;
+mod sabotage;
 mod scenario;
 mod stage;
 mod table;

@@ -12,6 +12,7 @@ use crate::check::Verdict;
 use crate::job::Oracle;
 use crate::ledger::Ledger;
 use crate::producers::produce;
+use crate::sabotage;
 use crate::scenario::Scenario;
 use crate::stage::Stage;
 
@@ -69,10 +70,15 @@ pub async fn run(scenario: &Scenario, seed: u64) -> Ending {
     ledger.end();
     progress.say("settles");
     let unsettled = settle(&mut stage, &mut producers).await;
+    if scenario.is_sabotaged {
+        sabotage::spoil(&stage).await;
+    }
     let mut account = draw_up(&stage, &ledger).await;
     account.wrongs.extend(unsettled);
+    let noticed = scenario.is_sabotaged.then(|| sabotage::judge(&mut account));
     let workers = stage.fleet.names();
-    let verdicts = scenario.checks.iter().map(|check| check.judge(&account, &stage.marks, &workers)).collect();
+    let checked = scenario.checks.iter().map(|check| check.judge(&account, &stage.marks, &workers));
+    let verdicts = checked.chain(noticed).collect();
     let report = Report { account, verdicts, took: progress.started.elapsed() };
     match report.passed() {
         true => progress.say("passes"),

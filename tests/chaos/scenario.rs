@@ -24,6 +24,8 @@ pub struct Scenario {
     pub load: Load,
     pub plan: Vec<Planned>,
     pub checks: Vec<Check>,
+    /// What is stored is spoiled before it is read, and the account must notice.
+    pub is_sabotaged: bool,
 }
 
 /// All scenarios. The last has random faults for so long.
@@ -35,6 +37,10 @@ pub fn all(seed: u64, random: Duration) -> Vec<Scenario> {
     scenarios.extend(poisons());
     scenarios.extend(clusters());
     scenarios.push(clock());
+    scenarios.push(Scenario {
+        is_sabotaged: true,
+        ..scenario("sabotage", "results taken, exchanged and added, which the account must notice")
+    });
     scenarios.push(Scenario {
         setting: Setting { workers: RANDOM_WORKERS, ..Setting::default() },
         plan: fault::random(seed, random, RANDOM_WORKERS),
@@ -52,6 +58,7 @@ fn scenario(name: &'static str, about: &'static str) -> Scenario {
         load: Load::default(),
         plan: Vec::new(),
         checks: Vec::new(),
+        is_sabotaged: false,
     }
 }
 

@@ -5,6 +5,7 @@ mod cluster;
 mod deployment;
 mod operator;
 mod programs;
+#[allow(dead_code, reason = "the chaos program uses it")]
 mod proxy;
 mod server;
 
@@ -20,6 +21,7 @@ pub use deployment::WorkerProcess;
 pub use deployment::{Deployment, flags, submission, tenant};
 pub use operator::Operator;
 pub use programs::{program, python, run, signal};
+#[allow(unused_imports, reason = "the chaos program names them")]
 pub use proxy::{Line, Proxy};
 pub use server::Server;
 
@@ -45,6 +47,7 @@ pub async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Optio
 }
 
 /// How long a fault lasts, or a moment between two tries. Nothing is ordered by it.
+#[allow(dead_code, reason = "the chaos program uses it")]
 pub async fn lasting(duration: Duration) {
     tokio::time::sleep(duration).await;
 }

@@ -95,11 +95,13 @@ impl Server {
     }
 
     /// Sends it a signal it does not end by, such as `-STOP`.
+    #[allow(dead_code, reason = "the chaos program uses it")]
     pub fn signal(&self, name: &str) {
         signal(name, self.own().process.lock().unwrap().id());
     }
 
     /// The folder of its store and its log.
+    #[allow(dead_code, reason = "the chaos program uses it")]
     pub fn folder(&self) -> &Path {
         self.own().folder.path()
     }
