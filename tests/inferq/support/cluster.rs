@@ -40,8 +40,15 @@ impl Cluster {
 
     /// Starts a node again and waits until it has caught up.
     pub async fn restart(&self, node: usize) {
-        self.nodes[node].restart();
-        self.ready(node).await;
+        self.restart_all(&[node]).await;
+    }
+
+    /// The same for several, which may need each other to be ready.
+    pub async fn restart_all(&self, nodes: &[usize]) {
+        nodes.iter().for_each(|node| self.nodes[*node].restart());
+        for node in nodes {
+            self.ready(*node).await;
+        }
     }
 
     /// The node that leads a stream.

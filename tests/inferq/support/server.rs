@@ -94,6 +94,18 @@ impl Server {
         *own.process.lock().unwrap() = process;
     }
 
+    /// Sends it a signal it does not end by, such as `-STOP`.
+    #[allow(dead_code, reason = "the chaos program uses it")]
+    pub fn signal(&self, name: &str) {
+        signal(name, self.own().process.lock().unwrap().id());
+    }
+
+    /// The folder of its store and its log.
+    #[allow(dead_code, reason = "the chaos program uses it")]
+    pub fn folder(&self) -> &Path {
+        self.own().folder.path()
+    }
+
     fn own(&self) -> &Own {
         self.own.as_ref().expect("the test runs this server itself")
     }
