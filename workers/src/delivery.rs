@@ -105,7 +105,7 @@ impl Delivery {
             let outcome = tokio::select! {
                 biased;
                 () = self.entry.cancelled.cancelled() => Outcome::Cancelled,
-                () = self.expiry() => Outcome::Expired,
+                deadline = self.expiry() => Outcome::Expired { deadline },
                 outcome = self.decide() => outcome,
             };
             self.reply(outcome).await
@@ -122,10 +122,11 @@ impl Delivery {
     }
 
     /// Ends when the job has expired. A wrong deadline is no deadline here; it is refused elsewhere.
-    async fn expiry(&self) {
+    async fn expiry(&self) -> OffsetDateTime {
         let Ok(Some(deadline)) = self.received.deadline() else { return std::future::pending().await };
         let left = (deadline - OffsetDateTime::now_utc()).try_into().unwrap_or_default();
         tokio::time::sleep(left).await;
+        deadline
     }
 
     /// Stores the result that the outcome calls for. An outcome whose result could not be stored becomes a retry.
@@ -290,7 +291,7 @@ impl Delivery {
             (Outcome::Completed { usage, .. }, _) => finished(200, Some(*usage)),
             (Outcome::AlreadyStored { status }, _) => finished(*status, None),
             (Outcome::Rejected(reject), _) => finished(reject.status, None),
-            (Outcome::Expired, _) => finished(408, None),
+            (Outcome::Expired { .. }, _) => finished(408, None),
             (Outcome::Cancelled, _) => finished(499, None),
             (Outcome::Exhausted { .. } | Outcome::Retry { .. }, _) => finished(500, None),
         };
