@@ -27,6 +27,8 @@ const UNCONFIRMED_MAX: usize = 4096;
 pub struct Connection {
     pub client: Client,
     pub jetstream: jetstream::Context,
+    /// Of the JetStream API, for requests that the client library has no call for.
+    pub api_prefix: String,
     /// Counts the connections made; it changes after each reconnect.
     pub connects: watch::Receiver<u64>,
 }
@@ -80,7 +82,8 @@ pub async fn connect(args: &NatsArgs, name: &str, first: FirstConnect) -> Result
         Some(prefix) => builder.api_prefix(prefix.clone()).build(client.clone()),
         None => builder.build(client.clone()),
     };
-    Ok(Connection { client, jetstream, connects })
+    let api_prefix = args.js_api_prefix.clone().unwrap_or_else(|| "$JS.API".to_owned());
+    Ok(Connection { client, jetstream, api_prefix, connects })
 }
 
 async fn options(args: &NatsArgs) -> Result<ConnectOptions, ConnectError> {
