@@ -117,19 +117,27 @@ impl Bucket {
         let chunks = (0..body.len()).step_by(chunk_bytes).map(|at| body.slice(at..body.len().min(at + chunk_bytes)));
         let subject = format!("$O.{}.C.{nuid}", self.name);
         let mut unconfirmed = VecDeque::with_capacity(CHUNKS_UNCONFIRMED);
+        let mut stored = Ok(());
         for chunk in chunks {
             if unconfirmed.len() == CHUNKS_UNCONFIRMED
                 && let Some(oldest) = unconfirmed.pop_front()
             {
-                self.confirmed(oldest).await?;
+                stored = stored.and(self.confirmed(oldest).await);
+            }
+            if stored.is_err() {
+                break;
             }
             let message = PublishMessage::build().payload(chunk);
-            let sent = self.jetstream.send_publish(subject.clone(), message).await;
-            unconfirmed.push_back(sent.map_err(|error| classify_publish(&error))?);
+            match self.jetstream.send_publish(subject.clone(), message).await {
+                Ok(sent) => unconfirmed.push_back(sent),
+                Err(error) => stored = Err(classify_publish(&error)),
+            }
         }
+        // All are waited for: a chunk that is stored after a failure was cleaned up would stay.
         for sent in unconfirmed {
-            self.confirmed(sent).await?;
+            stored = stored.and(self.confirmed(sent).await);
         }
+        stored?;
         let meta = json!({
             "name": name,
             "bucket": self.name,

@@ -44,6 +44,13 @@ pub enum ReadError {
     Server(String),
 }
 
+impl ReadError {
+    /// Whether the same question may be answered later.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Server(_) | Self::Body(BucketError::Server { .. }))
+    }
+}
+
 impl Client {
     pub fn new(connection: Connection) -> Self {
         let bucket = |name| Arc::new(Bucket::new(connection.jetstream.clone(), name));
@@ -126,7 +133,8 @@ impl Client {
         loop {
             match self.result(tenant, job_id).await {
                 Ok(Some(result)) => return Ok(result),
-                Ok(None) | Err(ReadError::Server(_)) => {}
+                Ok(None) => {}
+                Err(error) if error.is_transient() => {}
                 Err(error) => return Err(error),
             }
             match tokio::time::timeout(LOOK_UP_EVERY, live.next()).await {

@@ -49,7 +49,7 @@ impl SubmitError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Failed(failure) => failure.is_transient(),
-            Self::Read(error) => matches!(error, ReadError::Server(_)),
+            Self::Read(error) => error.is_transient(),
             Self::UnknownModel { .. } | Self::TooLarge { .. } | Self::Address(_) => false,
         }
     }

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::object_store::ObjectStore;
+use connect::PublishFailure;
 use producer::bucket::BODY_BYTES_MAX;
-use producer::{SubmitError, Submitted};
+use producer::{Submission, SubmitError, SubmitOptions, Submitted, WhenFull};
 use schemas::codec::Encoding;
 use schemas::stream::{BLOBS_BUCKET, INPUTS_BUCKET, JOBS, RESULTS};
 use schemas::subject::JobId;
@@ -71,6 +72,18 @@ async fn a_large_job_that_is_refused_leaves_nothing() {
     let error = deployment.client.submit(&submission(&job, Encoding::Json)).await.unwrap_err();
     assert!(matches!(error, SubmitError::TooLarge { max: BODY_BYTES_MAX, .. }), "{error}");
     assert!(error.to_string().contains("at most 67108864 are taken"), "{error}");
+}
+
+#[tokio::test]
+async fn a_body_that_its_bucket_has_no_room_for_leaves_no_part_of_it() {
+    let registry = format!("{}[storage]\nblobs_bytes = 2000000\n", echo_registry(0, ""));
+    let deployment = Deployment::new(&registry).await;
+    let options = SubmitOptions { when_full: WhenFull::Refuse, ..Default::default() };
+    let submission = Submission { options, ..submission(&chat(&"x".repeat(LARGE)), Encoding::Json) };
+    let error = deployment.client.submit(&submission).await.unwrap_err();
+    assert!(matches!(error, SubmitError::Failed(PublishFailure::Full(_))), "{error}");
+    assert_eq!(deployment.count(&format!("OBJ_{INPUTS_BUCKET}")).await.0, 0);
+    assert_eq!(deployment.count(JOBS).await.1, 0);
 }
 
 #[tokio::test]
