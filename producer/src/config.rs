@@ -1,10 +1,15 @@
 //! The command line of `inferq`, and the environment variables that stand in for its flags.
 
+pub mod dead;
+
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use connect::NatsArgs;
 use schemas::subject::{JobId, Lane};
+
+use self::dead::DeadCommand;
 
 /// Asynchronous inference over NATS JetStream: publish jobs, read their results, run batch files.
 #[derive(Parser, Debug)]
@@ -44,6 +49,11 @@ pub enum Command {
     Results(ResultsArgs),
     /// Print what happened to a job
     Logs(LogsArgs),
+    /// Cancel jobs that wait or run
+    Cancel(CancelArgs),
+    /// Look after dead letters: jobs that workers have given up
+    #[command(subcommand)]
+    Dead(DeadCommand),
     /// Show queues, jobs in flight and workers
     Status,
     /// Run a NATS server and a worker for each model on this machine, for development
@@ -73,7 +83,7 @@ pub struct TenantArgs {
 #[command(after_help = "Examples:
   inferq submit --model all-MiniLM-L6-v2 --input 'hello' --wait
   inferq submit --model SmolLM2-135M-Instruct --message 'Say hi' --set temperature=0 --wait
-  inferq submit job.json
+  inferq submit --id order-17 --expires-in 600 --max-attempts 2 job.json
   echo '{\"url\":\"/v1/embeddings\",\"body\":{\"model\":\"all-MiniLM-L6-v2\",\"input\":\"hello\"}}' | inferq submit -")]
 pub struct SubmitArgs {
     /// File with the job, a line of an OpenAI batch file; `-` is standard input
@@ -105,9 +115,27 @@ pub struct SubmitArgs {
     /// Id of the job; a new one by default. The same id is stored once
     #[arg(long, value_name = "ID", value_parser = parse_job_id)]
     pub id: Option<JobId>,
-    /// Do not start the job after this RFC 3339 time
+    /// RFC 3339 time at which the job ends as expired, waiting or running
     #[arg(long, value_name = "TIME")]
     pub deadline: Option<String>,
+    /// The same as seconds from now; the earlier of the two counts
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    pub expires_in: Option<Duration>,
+    /// Attempts the job may have, up to the model's limit
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_attempts: Option<u32>,
+    /// Compute the answer even if it is cached, and do not cache it
+    #[arg(long)]
+    pub no_cache: bool,
+    /// Publish the answer in chunks as it is made
+    #[arg(long)]
+    pub stream: bool,
+    /// What the job costs in the model's units, such as tokens; estimated from its size by default
+    #[arg(long, value_name = "UNITS", value_parser = parse_cost)]
+    pub cost: Option<f64>,
+    /// While the queue is full, try again for as long as it takes, or fail at once
+    #[arg(long, value_enum, default_value_t = WhenFull::Wait)]
+    pub when_full: WhenFull,
     /// How the job is written on the wire
     #[arg(long, value_enum, default_value_t = Encoding::Json)]
     pub encoding: Encoding,
@@ -123,6 +151,12 @@ pub struct SubmitArgs {
 pub enum Encoding {
     Json,
     Msgpack,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WhenFull {
+    Wait,
+    Refuse,
 }
 
 #[derive(Subcommand, Debug)]
@@ -171,6 +205,20 @@ pub struct ResultsArgs {
     /// Seconds to wait
     #[arg(long, default_value_t = 300, requires = "wait", value_name = "SECONDS")]
     pub timeout_seconds: u64,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  inferq cancel my-job
+  inferq cancel --tenant acme job-1 job-2
+
+A job that is answered already stays so, which is told with exit code 1.")]
+pub struct CancelArgs {
+    /// Ids of the jobs
+    #[arg(required = true, value_name = "JOB_ID", value_parser = parse_job_id)]
+    pub job_ids: Vec<JobId>,
+    #[command(flatten)]
+    pub tenant: TenantArgs,
 }
 
 #[derive(Args, Debug)]
@@ -236,6 +284,16 @@ pub struct PinnedServer {
     pub sha256: &'static str,
 }
 
-fn parse_job_id(text: &str) -> Result<JobId, String> {
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds.filter(|time| !time.is_zero()).ok_or_else(|| "give seconds above 0, such as 60 or 0.5".to_owned())
+}
+
+fn parse_cost(text: &str) -> Result<f64, String> {
+    let cost = text.parse().ok().filter(|cost: &f64| cost.is_finite() && *cost >= 0.0);
+    cost.ok_or_else(|| "give a number from 0".to_owned())
+}
+
+pub fn parse_job_id(text: &str) -> Result<JobId, String> {
     JobId::new(text).map_err(|error| format!("a job id {error}"))
 }

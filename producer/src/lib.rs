@@ -1,9 +1,18 @@
-//! The producing side of inferq: publish jobs, read results and logs, run batch files, set streams up.
+//! The producing side of inferq: publish and cancel jobs, read results and logs, run batch files, look
+//! after dead letters, set streams up.
 
 pub mod batch;
+pub mod bucket;
+pub mod cancel;
 pub mod client;
+pub mod cost;
+pub mod dead;
 pub mod pool;
 pub mod setup;
 pub mod status;
+pub mod submission;
+pub mod submit;
 
-pub use client::{Client, Submission, SubmitError, Submitted};
+pub use client::Client;
+pub use submission::{Submission, SubmitOptions, WhenFull};
+pub use submit::{SubmitError, Submitted};

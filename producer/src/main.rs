@@ -4,6 +4,7 @@
 mod command;
 mod config;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -26,7 +27,8 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(std::io::stderr).without_time().init();
+    let log = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).without_time();
+    log.with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr).init();
     let code = runtime.block_on(run(cli)).unwrap_or_else(|error| {
         if command::is_closed_output(&error) {
             return 0;
@@ -47,6 +49,8 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Batch(BatchCommand::Run(args)) => command::batch::run(&nats, output, args).await,
         Command::Results(args) => command::results::run(&nats, args).await,
         Command::Logs(args) => command::logs::run(&nats, output, args).await,
+        Command::Cancel(args) => command::cancel::run(&nats, output, args).await,
+        Command::Dead(args) => command::dead::run(&nats, output, args).await,
         Command::Status => command::status::run(&nats, output).await,
         Command::Up(args) => command::up::run(args).await,
         Command::Completions { shell } => {

@@ -22,6 +22,8 @@ pub const COST: &str = "Inferq-Cost";
 pub const BODY: &str = "Inferq-Body";
 /// On jobs that were lifted over another tenant's: the lane they came from.
 pub const LANE: &str = "Inferq-Lane";
+/// On jobs that were lifted: when they were published, RFC 3339.
+pub const PUBLISHED: &str = "Inferq-Published";
 /// A further subject for the result, beside the stored one. Only under an allowed prefix.
 pub const REPLY_TO: &str = "Inferq-Reply-To";
 /// On results: the HTTP status, so that a reader need not decode the body to count failures.
@@ -130,7 +132,7 @@ impl CacheUse {
 }
 
 /// Every header with who sets it and what it means: the table of the README, tested against it.
-pub const TABLE: [(&str, &str, &str); 28] = [
+pub const TABLE: [(&str, &str, &str); 29] = [
     (
         CONTENT_TYPE,
         "producer, worker",
@@ -154,6 +156,7 @@ pub const TABLE: [(&str, &str, &str); 28] = [
     ),
     (REPLY_TO, "producer", "a further subject for the result; `_INBOX.` by default, others by `--reply-prefix`"),
     (LANE, "worker", "on jobs lifted over another tenant's: the lane they came from"),
+    (PUBLISHED, "worker", "on lifted jobs: RFC 3339 time of their publication"),
     (STATUS, "worker", "on results: the HTTP status code"),
     (ATTEMPT, "worker", "on results and dead letters: the attempt that ended the job, from 1"),
     (WORKER, "worker", "on results and dead letters: the worker's name"),

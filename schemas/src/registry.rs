@@ -3,10 +3,12 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::subject::{Lane, Token};
+pub use crate::subject::Lane;
+use crate::subject::Token;
 
 /// The whole file.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
@@ -147,6 +149,12 @@ impl Default for Limits {
             ack_wait_seconds: 30,
             ack_pending: 10_000,
         }
+    }
+}
+
+impl Limits {
+    pub fn ack_wait(&self) -> Duration {
+        Duration::from_secs(self.ack_wait_seconds)
     }
 }
 

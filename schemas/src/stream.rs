@@ -1,7 +1,7 @@
 //! The declaration of every stream, consumer and bucket. `inferq setup` makes them so; everybody else looks them up.
 
 use crate::registry::{Model, Registry, Storage};
-use crate::subject::{consumer_name, lane_filter, lifted_consumer_name, lifted_filter};
+use crate::subject::{Lane, Token, consumer_name, lane_filter, lifted_consumer_name, lifted_filter};
 
 pub const JOBS: &str = "INFERQ_JOBS";
 pub const RESULTS: &str = "INFERQ_RESULTS";
@@ -14,6 +14,8 @@ pub const CACHE_BUCKET: &str = "inferq-cache";
 pub const BATCHES_BUCKET: &str = "inferq-batches";
 /// Attempts of jobs that were delivered more than once.
 pub const ATTEMPTS_BUCKET: &str = "inferq-attempts";
+/// Tenants that have had jobs lately: see [`tenant_key`].
+pub const TENANTS_BUCKET: &str = "inferq-tenants";
 /// Bodies of jobs over the payload limit. They stay as long as their job.
 pub const INPUTS_BUCKET: &str = "inferq-inputs";
 /// Bodies of results over the payload limit. They stay as long as their result.
@@ -155,9 +157,15 @@ pub fn buckets(storage: &Storage) -> Vec<Bucket> {
         bucket(CACHE_BUCKET, "results by content", key_value, Discard::Old, 256 * MIB, storage.cache_age_seconds),
         bucket(BATCHES_BUCKET, "batch objects", key_value, Discard::New, 64 * MIB, 0),
         bucket(ATTEMPTS_BUCKET, "attempts of jobs delivered again", key_value, Discard::Old, 64 * MIB, 7 * DAY),
+        bucket(TENANTS_BUCKET, "tenants with jobs lately", key_value, Discard::Old, 16 * MIB, 7 * DAY),
         bucket(INPUTS_BUCKET, "jobs over the payload limit", object, Discard::New, storage.blobs_bytes, 0),
         bucket(BLOBS_BUCKET, "results over the payload limit", object, Discard::New, storage.blobs_bytes, blobs_age),
     ]
+}
+
+/// A tenant's key in [`TENANTS_BUCKET`]: a lane of a model it has had jobs in.
+pub fn tenant_key(model: &Token, lane: Lane, tenant: &str) -> String {
+    format!("{model}.{lane}.{tenant}")
 }
 
 /// Lists the registered models: a job for any other is refused at publish, since no stream takes it. One message per
@@ -239,7 +247,8 @@ fn dead(storage: &Storage) -> Stream {
         description: "jobs that were given up",
         subjects: vec!["inferq.dead.*.*.*.*".to_owned()],
         work_queue: false,
-        discard: Discard::New,
+        // What was given up last is what is looked for; a flood of bad jobs must not stop the workers.
+        discard: Discard::Old,
         messages_per_subject_max: 1,
         bytes_max: 256 * MIB,
         age_max_seconds: 30 * DAY,
@@ -283,7 +292,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::subject::{Address, JobId, Lane};
+    use crate::subject::{Address, JobId};
 
     fn registry(names: &[&str]) -> Registry {
         let model = |name: &&str| format!("[[models]]\nname = {name:?}\ntask = \"echo\"\n");

@@ -263,9 +263,9 @@ pub fn cancel_filter(model: &Token) -> String {
     format!("inferq.cancel.{model}.*.*")
 }
 
-/// Where the server tells the headers of each job it has stored.
-pub fn waiting_subject(job_subject: &str) -> String {
-    job_subject.replacen("inferq.jobs.", "inferq.waiting.", 1)
+/// Where the server tells the headers of the jobs that it stores in a lane.
+pub fn waiting_filter(model: &Token, lane: Lane) -> String {
+    format!("inferq.waiting.{model}.{lane}.*.*")
 }
 
 /// The durable pull consumer of one lane of one model.

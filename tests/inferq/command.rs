@@ -92,7 +92,7 @@ async fn logs_and_status_are_readable_and_scriptable() {
 
     let status: Value = serde_json::from_str(&text(&deployment.inferq(&["status", "--output", "json"]))).unwrap();
     assert_eq!(status["workers"], json!({ "echo": 1 }));
-    assert_eq!(status["lanes"].as_array().unwrap().len(), 3);
+    assert_eq!(status["lanes"].as_array().unwrap().len(), 4);
     assert_eq!(status["results"]["messages"], 1);
     assert!(text(&deployment.inferq(&["status"])).contains("MODEL"));
 }
@@ -136,7 +136,7 @@ async fn mistakes_end_with_a_code_and_say_what_to_do_next() {
 async fn help_and_completions_name_every_command() {
     let help = text(&run(&program("inferq"), &["--help"], &[]));
     let completions = text(&run(&program("inferq"), &["completions", "bash"], &[]));
-    for command in ["setup", "submit", "batch", "results", "logs", "status", "up"] {
+    for command in ["setup", "submit", "batch", "results", "logs", "cancel", "dead", "status", "up"] {
         assert!(help.contains(&format!("\n  {command} ")), "{command} in {help}");
         assert!(completions.contains(command), "{command}");
     }

@@ -2,12 +2,17 @@
 
 mod bad_input;
 mod batch;
+mod bodies;
+mod cancel;
 mod command;
+mod dead;
 mod documents;
 mod endpoints;
 mod interop;
 mod lifecycle;
 mod logger;
 mod numerics;
+mod submit;
 mod support;
 mod tidy;
+mod topology;

@@ -1,373 +1,360 @@
 //! One delivery of one job, from receipt to acknowledgement. [`Delivery::run`] is the whole path, top to bottom.
 //!
-//! It decides an [`Outcome`] first and carries it out afterwards: the result is stored, then the job is acknowledged.
-//! It never touches a tensor.
+//! It decides an [`Outcome`] first (`decide.rs`) and carries it out afterwards: the result is stored, then the job is
+//! acknowledged. It never touches a tensor.
 
-use std::borrow::Cow;
+mod decide;
+
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use async_nats::HeaderMap;
 use async_nats::jetstream::{AckKind, Message};
+use async_nats::{HeaderMap, HeaderName};
 use bytes::Bytes;
 use connect::PublishFailure;
 use futures::FutureExt;
-use schemas::codec::Encoding;
-use schemas::header;
-use schemas::job::Job;
+use schemas::header::{self, DeadClass, Life};
 use schemas::log::LogEvent;
-use schemas::result::{ErrorBody, ErrorObject, JobResult, NoResponse, NoResponseCode, Response};
-use schemas::subject::{Address, ReplyTokens};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::endpoint::{self, Body, Plan, Reject, Stamp};
-use crate::joblog::{self, JobLog, published_at};
+use crate::answer::{self, Addressee};
+use crate::cancel::Entry;
+use crate::engine::thread::Followed;
+use crate::joblog::{self, JobLog, rfc3339};
+use crate::lift::Hold;
 use crate::outcome::{Acknowledgement, Attempts, Outcome};
-use crate::reply::Stored;
-use crate::worker::Station;
+use crate::provenance::Made;
+use crate::received::Received;
+use crate::reply::{Stored, status_of};
+use crate::station::Station;
 
 /// A job that runs longer than this has its log published before it ends.
 const LOG_DELAY: Duration = Duration::from_millis(500);
-/// Bodies above this are prepared apart from the runtime: tokenizing them takes milliseconds.
-const INLINE_BYTES_MAX: usize = 8 << 10;
+/// How often the log of a running job says how far it is.
+const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
 pub struct Delivery {
     station: Arc<Station>,
-    message: Message,
+    received: Received,
     result_subject: String,
     job_id: String,
-    attempts: Attempts,
     log: JobLog,
-    received: Instant,
+    since: Instant,
+    queued: Duration,
+    entry: Entry,
+    _hold: Hold,
+    /// Tokens of the engine, for chunks and for the log.
+    followed: watch::Sender<Followed>,
+    /// Known once the bucket of attempts was asked.
+    attempts: OnceLock<Attempts>,
+    /// The payload, where it is not the message's own.
+    payload: OnceLock<Bytes>,
     /// The producer's name for the job, once the job has been read.
     custom_id: OnceLock<Option<String>>,
+    made: OnceLock<Made>,
 }
 
 impl Delivery {
     /// `None` when the message has no job's subject, which no consumer's filter lets through.
     pub fn new(station: Arc<Station>, message: Message) -> Option<Self> {
-        let reply = ReplyTokens::parse(&message.subject).ok()?;
-        let job_id = reply.job_id.to_owned();
-        let delivered = message.info().ok()?.delivered;
-        let attempts =
-            Attempts { current: u32::try_from(delivered).unwrap_or(u32::MAX), max: station.model.limits.attempts };
-        let stamp = joblog::Stamp {
-            job_id: job_id.clone(),
-            model: station.model.name.clone(),
-            worker: station.name.clone(),
-            attempt: attempts.current,
-        };
-        let log = JobLog::new(reply.log_subject(), stamp);
-        let result_subject = reply.result_subject();
+        let received = Received::new(message)?;
+        let tokens = received.tokens();
+        let job_id = tokens.job_id.to_owned();
+        let stamp =
+            joblog::Stamp { job_id: job_id.clone(), model: station.model.name.clone(), worker: station.name.clone() };
+        let log = JobLog::new(tokens.log_subject(), stamp);
+        let head = (!received.is_lifted()).then_some(received.sequence);
+        let hold = station.held.take(received.lane(), tokens.tenant, head);
+        let queued = (OffsetDateTime::now_utc() - received.published).try_into().unwrap_or_default();
         Some(Self {
-            station,
-            result_subject,
+            result_subject: tokens.result_subject(),
+            entry: station.running.enter(tokens.key()),
+            _hold: hold,
             job_id,
-            attempts,
             log,
-            received: Instant::now(),
-            message,
+            since: Instant::now(),
+            queued,
+            followed: watch::Sender::default(),
+            attempts: OnceLock::new(),
+            payload: OnceLock::new(),
             custom_id: OnceLock::new(),
+            made: OnceLock::new(),
+            received,
+            station,
         })
     }
 
     /// Runs the job and settles it. `abandon` ends it at once when the grace period is over.
     pub async fn run(self, abandon: CancellationToken) {
-        self.open();
+        let metrics = &self.station.metrics;
+        metrics.in_flight.inc();
+        self.station.pace.begin();
+        metrics.queue_seconds.observe(self.queued.as_secs_f64());
+        if self.received.delivered > 1 {
+            metrics.redeliveries.inc();
+        }
+        let model = self.station.model.token();
+        if let Some(key) = self.station.tenants.first_seen(&model, self.received.lane(), self.received.tokens().tenant)
+        {
+            self.station.tenants.note(key).await;
+        }
         let work = AssertUnwindSafe(async {
-            let outcome = self.decide().await;
+            let outcome = tokio::select! {
+                biased;
+                () = self.entry.cancelled.cancelled() => Outcome::Cancelled,
+                deadline = self.expiry() => Outcome::Expired { deadline },
+                outcome = self.decide() => outcome,
+            };
             self.reply(outcome).await
         });
         let outcome = tokio::select! {
             biased;
             () = abandon.cancelled() => Outcome::Abandoned,
-            outcome = work.catch_unwind() => outcome.unwrap_or_else(|_| self.failed("the delivery panicked".to_owned())),
+            outcome = work.catch_unwind() => {
+                outcome.unwrap_or_else(|_| Outcome::failed("the delivery panicked".to_owned(), false, self.attempts()))
+            }
             () = self.keep_alive() => unreachable!("keeps the job alive until one of the others ends"),
         };
         self.settle(&outcome).await;
     }
 
-    fn open(&self) {
-        let metrics = &self.station.metrics;
-        metrics.in_flight.inc();
-        if self.attempts.current > 1 {
-            metrics.redeliveries.inc();
-        }
-        let published = published_at(&self.message);
-        let queue_seconds = (OffsetDateTime::now_utc() - published).as_seconds_f64().max(0.0);
-        metrics.queue_seconds.observe(queue_seconds);
-        if self.attempts.current == 1 {
-            let lane = Address::parse(&self.message.subject).map_or(String::new(), |address| address.lane.to_string());
-            self.log.record(published, LogEvent::Queued { lane });
-        }
-        self.log.record(OffsetDateTime::now_utc(), LogEvent::Started { queue_seconds });
-    }
-
-    /// What becomes of the job. Cheap refusals come first, the engine last.
-    async fn decide(&self) -> Outcome {
-        if self.attempts.current > 1
-            && let Some(status) = self.station.reply.stored_status(&self.result_subject).await
-        {
-            return Outcome::AlreadyStored { status };
-        }
-        if self.attempts.current > self.attempts.max {
-            return Outcome::Exhausted { reason: "no delivery answered it".to_owned() };
-        }
-        if let Err(error) = Address::parse(&self.message.subject) {
-            let param = error.to_string().split(':').next().unwrap_or_default().to_owned();
-            return Outcome::Rejected(Reject::invalid("invalid_value", param, error.to_string()));
-        }
-        match self.deadline() {
-            Ok(Some(deadline)) if deadline <= OffsetDateTime::now_utc() => return Outcome::Expired,
-            Ok(_) => {}
-            Err(reject) => return Outcome::Rejected(reject),
-        }
-        let plan = match self.prepare().await {
-            Ok(plan) => plan,
-            Err(reject) => return Outcome::Rejected(reject),
-        };
-        let prompt_tokens = plan.sequences.iter().map(|sequence| sequence.tokens.len() as u64).sum();
-        let outputs = match self.station.engine.run(plan.sequences).await {
-            Ok(outputs) => outputs,
-            Err(error) => return self.failed(error.to_string()),
-        };
-        let stamp = Stamp {
-            model: &self.station.model.name,
-            job_id: &self.job_id,
-            created: OffsetDateTime::now_utc().unix_timestamp(),
-            prompt_tokens,
-        };
-        let (body, usage) = plan.answer.body(outputs, stamp);
-        Outcome::Completed { body: Box::new(body), usage }
-    }
-
-    async fn prepare(&self) -> Result<Plan, Reject> {
-        let encoding = self.encoding().map_err(|error| Reject {
-            status: 415,
-            error: ErrorObject::invalid("unsupported_content_type", header::CONTENT_TYPE.to_owned(), error.to_string()),
-        })?;
-        let station = Arc::clone(&self.station);
-        let payload = self.message.payload.clone();
-        let job_id = self.job_id.clone();
-        let is_short = payload.len() <= INLINE_BYTES_MAX;
-        let prepare = move || {
-            let mut job: Job = encoding.decode(&payload).map_err(|error| {
-                let param = Some(error.path.clone()).filter(|path| !path.is_empty() && !error.is_syntax);
-                let code = if error.is_syntax { "invalid_body" } else { "invalid_value" };
-                Reject::invalid(code, param, format!("the job cannot be read: {error}"))
-            })?;
-            let plan = endpoint::prepare(&job, &job_id, &station.model, &station.text);
-            Ok((job.custom_id.take(), plan))
-        };
-        let prepared = match is_short {
-            true => prepare(),
-            false => match tokio::task::spawn_blocking(prepare).await {
-                Ok(prepared) => prepared,
-                // The delivery deals with panics, wherever they happen.
-                Err(error) => std::panic::resume_unwind(error.into_panic()),
-            },
-        };
-        let (custom_id, plan) = prepared?;
-        self.custom_id.get_or_init(|| custom_id);
-        plan
+    /// Ends when the job has expired. A wrong deadline is no deadline here; it is refused elsewhere.
+    async fn expiry(&self) -> OffsetDateTime {
+        let Ok(Some(deadline)) = self.received.deadline() else { return std::future::pending().await };
+        let left = (deadline - OffsetDateTime::now_utc()).try_into().unwrap_or_default();
+        tokio::time::sleep(left).await;
+        deadline
     }
 
     /// Stores the result that the outcome calls for. An outcome whose result could not be stored becomes a retry.
     async fn reply(&self, outcome: Outcome) -> Outcome {
-        if let Outcome::Exhausted { reason } = &outcome
-            && let Err(failure) = self.bury(reason).await
-        {
-            return Outcome::Retry { reason: format!("dead letter not stored: {failure}") };
+        let retry = |what: &str, failure: String| Outcome::Retry {
+            reason: format!("{what} not stored: {failure}"),
+            suspect: false,
+        };
+        if let Some(class) = outcome.dead_class() {
+            // What another delivery has answered is not dead.
+            if let Some(stored) = self.stored().await {
+                return stored;
+            }
+            if let Err(failure) = self.bury(class, &reason(&outcome)).await {
+                return retry("dead letter", failure.to_string());
+            }
         }
-        let Some((status, payload)) = self.result_payload(&outcome) else { return outcome };
-        let stored = self.store(status, payload).await;
+        let custom_id = self.custom_id();
+        let to = Addressee { job_id: &self.job_id, custom_id: &custom_id, attempts: self.attempts() };
+        let encoding = self.received.encoding().unwrap_or_default();
+        let Some((status, line)) = answer::line(&outcome, to, encoding) else { return outcome };
+        let mut headers = self.result_headers(status);
+        let room = self.station.client.max_payload().saturating_sub(HEADER_ROOM);
+        let (line, kept) = match line.len() <= room {
+            true => (line, None),
+            false => match self.station.bodies.keep(&self.received, &line).await {
+                Ok(name) => (answer::stub(status, to, encoding), Some(name)),
+                Err(failure) => return retry("body of the result", failure),
+            },
+        };
+        if let Some(name) = &kept {
+            headers.insert(header::BODY, name.as_str());
+        }
+        let stored = self.store(headers, line.into()).await;
+        if let (Some(name), false) = (&kept, matches!(stored, Ok(Stored::First))) {
+            self.station.bodies.drop_kept(name).await;
+        }
         match stored {
             Ok(Stored::First) => outcome,
-            Ok(Stored::Already) => {
-                let status = self.station.reply.stored_status(&self.result_subject).await.unwrap_or(status);
-                Outcome::AlreadyStored { status }
+            Ok(Stored::Already) => self.stored().await.unwrap_or(Outcome::AlreadyStored { status }),
+            Err(failure) => retry("result", failure.to_string()),
+        }
+    }
+
+    /// The outcome of a job that has a result already. One that was published anew under its id has it sent again, for
+    /// those who wait for it now.
+    async fn stored(&self) -> Option<Outcome> {
+        let stored = self.station.reply.stored(&self.result_subject).await?;
+        if self.received.delivered == 1 {
+            self.station.reply.send_again(&stored).await;
+            if let Some(asked) = self.received.header(header::REPLY_TO) {
+                self.station.reply.copy_to(asked, stored.headers.clone(), stored.payload.clone()).await;
             }
-            Err(PublishFailure::TooLarge(reason)) => self.reply_too_large(reason).await,
-            Err(failure) => Outcome::Retry { reason: format!("result not stored: {failure}") },
         }
+        Some(Outcome::AlreadyStored { status: status_of(&stored) })
     }
 
-    /// The answer is larger than the server's `max_payload`: the producer is told so instead.
-    async fn reply_too_large(&self, reason: String) -> Outcome {
-        let message = format!("the result is too large to send ({reason}); ask for fewer inputs in one job");
-        let reject = Reject::invalid("result_too_large", None, message);
-        let outcome = Outcome::Rejected(reject);
-        let Some((status, payload)) = self.result_payload(&outcome) else { return outcome };
-        match self.store(status, payload).await {
-            Ok(_) => outcome,
-            Err(failure) => Outcome::Retry { reason: format!("result not stored: {failure}") },
-        }
-    }
-
-    async fn store(&self, status: u16, payload: Bytes) -> Result<Stored, PublishFailure> {
-        let mut headers = self.headers();
-        headers.insert(header::CONTENT_TYPE, self.encoding().unwrap_or_default().content_type());
-        headers.insert(header::STATUS, status.to_string());
+    async fn store(&self, headers: HeaderMap, payload: Bytes) -> Result<Stored, PublishFailure> {
         let reply = &self.station.reply;
-        let stored = reply.store(&self.result_subject, headers.clone(), payload.clone()).await?;
-        if stored == Stored::First
-            && let Some(asked) = self.header(header::REPLY_TO)
-        {
-            reply.copy_to(asked, headers, payload).await;
+        match self.received.header(header::REPLY_TO) {
+            None => reply.store(&self.result_subject, headers, payload).await,
+            Some(asked) => {
+                let stored = reply.store(&self.result_subject, headers.clone(), payload.clone()).await?;
+                if stored == Stored::First {
+                    reply.copy_to(asked, headers, payload).await;
+                }
+                Ok(stored)
+            }
         }
-        Ok(stored)
     }
 
-    /// The line of the result, or none where there is nothing to say or nothing more to say.
-    fn result_payload(&self, outcome: &Outcome) -> Option<(u16, Bytes)> {
-        let answer = |status_code, body| (Some(Response { status_code, request_id: self.job_id.clone(), body }), None);
-        let (response, error) = match outcome {
-            Outcome::Completed { body, .. } => answer(200, Cow::Borrowed(&**body)),
-            Outcome::Rejected(reject) => {
-                answer(reject.status, Cow::Owned(Body::Error(ErrorBody { error: reject.error.clone() })))
-            }
-            Outcome::Exhausted { reason } => {
-                let message = format!("gave up after {} attempts: {reason}", self.attempts.max);
-                answer(
-                    500,
-                    Cow::Owned(Body::Error(ErrorBody { error: ErrorObject::server("attempts_exhausted", message) })),
-                )
-            }
-            Outcome::Expired => {
-                let message = format!(
-                    "the deadline of the job ({}) has passed",
-                    self.header(header::DEADLINE).unwrap_or_default()
-                );
-                (None, Some(NoResponse { code: NoResponseCode::BatchExpired, message }))
-            }
-            Outcome::Retry { .. } | Outcome::AlreadyStored { .. } | Outcome::Abandoned => return None,
+    fn result_headers(&self, status: u16) -> HeaderMap {
+        let made = self.made.get().copied().unwrap_or_default();
+        let made = Made { queue: self.queued, ..made };
+        let mut headers = self.station.provenance.headers(self.attempts().current, made);
+        headers.insert(header::CONTENT_TYPE, self.received.encoding().unwrap_or_default().content_type());
+        headers.insert(header::STATUS, status.to_string());
+        headers
+    }
+
+    /// Keeps the job as it came with the dead letters, with why and with its log.
+    async fn bury(&self, class: DeadClass, reason: &str) -> Result<(), PublishFailure> {
+        // Not those of the stream it came from: another one would take a message id for its own.
+        let came_with = self.received.message.headers.clone().unwrap_or_default();
+        let is_kept = |name: &HeaderName| ![header::MESSAGE_ID, header::LANE].contains(&name.as_ref());
+        let mut headers: HeaderMap = came_with
+            .iter()
+            .filter(|(name, _)| is_kept(name))
+            .filter_map(|(name, values)| Some((name.clone(), values.first()?.clone())))
+            .collect();
+        let reason = reason.replace(['\r', '\n'], " ");
+        headers.insert(header::ATTEMPT, self.attempts().current.to_string());
+        headers.insert(header::WORKER, self.station.name.as_str());
+        headers.insert(header::DEAD_CLASS, class.as_str());
+        headers.insert(header::DEAD_REASON, reason.as_str());
+        let life = Life {
+            time: rfc3339(OffsetDateTime::now_utc()),
+            class,
+            reason,
+            attempts: self.attempts().current,
+            worker: self.station.name.clone(),
         };
-        let result = JobResult { id: self.job_id.clone(), custom_id: self.custom_id(), response, error };
-        let payload = self.encoding().unwrap_or_default().encode(&result);
-        Some((result.status_code(), payload.into()))
-    }
-
-    async fn bury(&self, reason: &str) -> Result<(), PublishFailure> {
-        let mut headers = self.headers();
-        for name in [header::CONTENT_TYPE, header::DEADLINE, header::REPLY_TO] {
-            if let Some(value) = self.header(name) {
-                headers.insert(name, value);
-            }
-        }
-        headers.insert(header::DEAD_REASON, reason.replace(['\r', '\n'], " "));
-        self.station.reply.bury(&self.message.subject, headers, self.message.payload.clone()).await
+        let log = self.station.reply.log_of(self.received.tokens(), self.log.records()).await;
+        headers.insert(header::DEAD_LOG, log);
+        tracing::warn!(job.id = self.job_id, class = class.as_str(), reason = life.reason, "job given up");
+        self.station.reply.bury(&self.received.subject(), headers, self.received.message.payload.clone()).await
     }
 
     /// Tells the server, and the job's log, how it ended. The one place that acknowledges.
     async fn settle(&self, outcome: &Outcome) {
-        let acknowledgement = outcome.acknowledgement(self.attempts, fastrand::f64());
+        self.note_attempt(outcome).await;
+        let acknowledgement = outcome.acknowledgement(self.attempts(), fastrand::f64());
         self.log_end(outcome, acknowledgement);
         self.log.flush(&self.station.client).await;
+        // A dead letter keeps its body, so that it can be replayed.
+        if matches!(outcome, Outcome::Completed { .. } | Outcome::AlreadyStored { .. } | Outcome::Cancelled) {
+            self.station.bodies.forget(&self.received).await;
+        }
         let kind = match acknowledgement {
             Acknowledgement::Ack => AckKind::Ack,
             Acknowledgement::Term => AckKind::Term,
             Acknowledgement::Nak(delay) => AckKind::Nak(Some(delay).filter(|delay| !delay.is_zero())),
         };
-        if let Err(error) = self.message.ack_with(kind).await {
+        if let Err(error) = self.received.message.ack_with(kind).await {
             tracing::warn!(job.id = self.job_id, %error, "not acknowledged; it will be delivered again and found answered");
         }
         let metrics = &self.station.metrics;
         metrics.in_flight.dec();
         metrics.count_outcome(outcome);
-        metrics.delivery_seconds.observe(self.received.elapsed().as_secs_f64());
+        metrics.delivery_seconds.observe(self.since.elapsed().as_secs_f64());
+        let mut units = None;
         if let Outcome::Completed { usage, .. } = outcome {
             metrics.count_tokens(usage.prompt_tokens, usage.completion_tokens.unwrap_or(0));
+            units = Some(self.received.cost().unwrap_or(usage.total_tokens as f64));
         }
-        tracing::debug!(
-            job.id = self.job_id,
-            job.attempt = self.attempts.current,
-            outcome = outcome.label(),
-            "delivery ended"
-        );
+        self.station.pace.end(units);
+        let attempt = self.attempts().current;
+        tracing::debug!(job.id = self.job_id, job.attempt = attempt, outcome = outcome.label(), "delivery ended");
+    }
+
+    /// Notes what the next delivery cannot know by itself: that this one tried nothing, or that its job is suspected.
+    async fn note_attempt(&self, outcome: &Outcome) {
+        let current = self.attempts().current;
+        let _stored = match outcome {
+            Outcome::Abandoned => self.station.ledger.write(&self.received, current - 1, false).await,
+            Outcome::Retry { suspect: true, .. } => self.station.ledger.write(&self.received, current, true).await,
+            _ => true,
+        };
     }
 
     fn log_end(&self, outcome: &Outcome, acknowledgement: Acknowledgement) {
-        let run_seconds = self.received.elapsed().as_secs_f64();
+        let run_seconds = self.since.elapsed().as_secs_f64();
+        let finished = |status_code, usage| LogEvent::Finished { status_code, run_seconds, usage };
         let event = match (outcome, acknowledgement) {
-            (Outcome::AlreadyStored { status }, _) => {
-                LogEvent::Finished { status_code: *status, run_seconds, usage: None }
-            }
-            (Outcome::Retry { reason }, Acknowledgement::Nak(delay)) => {
-                tracing::warn!(job.id = self.job_id, job.attempt = self.attempts.current, reason, "delivery failed");
+            (Outcome::Retry { reason, .. }, Acknowledgement::Nak(delay)) => {
+                tracing::warn!(job.id = self.job_id, job.attempt = self.attempts().current, reason, "delivery failed");
                 LogEvent::Retried { reason: reason.clone(), delay_seconds: delay.as_secs_f64() }
             }
             (Outcome::Abandoned, _) => {
                 LogEvent::Retried { reason: "the worker stopped".to_owned(), delay_seconds: 0.0 }
             }
-            (Outcome::Completed { usage, .. }, _) => {
-                LogEvent::Finished { status_code: 200, run_seconds, usage: Some(*usage) }
-            }
-            (Outcome::Rejected(reject), _) => {
-                LogEvent::Finished { status_code: reject.status, run_seconds, usage: None }
-            }
-            (Outcome::Expired, _) => LogEvent::Finished { status_code: 408, run_seconds, usage: None },
-            (Outcome::Exhausted { .. } | Outcome::Retry { .. }, _) => {
-                LogEvent::Finished { status_code: 500, run_seconds, usage: None }
-            }
+            (Outcome::Completed { usage, .. }, _) => finished(200, Some(*usage)),
+            (Outcome::AlreadyStored { status }, _) => finished(*status, None),
+            (Outcome::Rejected(reject), _) => finished(reject.status, None),
+            (Outcome::Expired { .. }, _) => finished(408, None),
+            (Outcome::Cancelled, _) => finished(499, None),
+            (Outcome::Exhausted { .. } | Outcome::Retry { .. }, _) => finished(500, None),
         };
-        self.log.record(OffsetDateTime::now_utc(), event);
+        self.record(event);
     }
 
-    /// Says every third of `ack_wait` that the job is being worked on. Never ends.
+    /// Says every third of `ack_wait` that the job is being worked on, and in the log how far it is. Never ends.
     async fn keep_alive(&self) {
         tokio::time::sleep(LOG_DELAY).await;
         self.log.flush(&self.station.client).await;
-        let third = Duration::from_secs(self.station.model.limits.ack_wait_seconds) / 3;
-        let mut ticks = tokio::time::interval(third);
+        let mut ticks = tokio::time::interval(self.station.model.limits.ack_wait() / 3);
+        let mut progress = tokio::time::interval_at(tokio::time::Instant::now() + PROGRESS_EVERY, PROGRESS_EVERY);
         loop {
-            ticks.tick().await;
-            if let Err(error) = self.message.ack_with(AckKind::Progress).await {
-                tracing::warn!(job.id = self.job_id, %error, "progress not acknowledged");
+            tokio::select! {
+                _ = ticks.tick() => {
+                    if let Err(error) = self.received.message.ack_with(AckKind::Progress).await {
+                        tracing::warn!(job.id = self.job_id, %error, "progress not acknowledged");
+                    }
+                }
+                _ = progress.tick() => {
+                    let completion_tokens = Some(self.followed.borrow().total).filter(|total| *total > 0);
+                    if completion_tokens.is_some() {
+                        self.record(LogEvent::Progress { completion_tokens, audio_seconds: None });
+                        self.log.flush(&self.station.client).await;
+                    }
+                }
             }
         }
     }
 
-    fn failed(&self, reason: String) -> Outcome {
-        Outcome::failed(reason, self.attempts)
+    fn record(&self, event: LogEvent) {
+        self.log.record(OffsetDateTime::now_utc(), self.attempts().current, event);
     }
 
-    fn deadline(&self) -> Result<Option<OffsetDateTime>, Reject> {
-        let Some(value) = self.header(header::DEADLINE) else { return Ok(None) };
-        OffsetDateTime::parse(value, &Rfc3339).map(Some).map_err(|_| {
-            let message =
-                format!("{}: {value:?} is not an RFC 3339 time such as 2027-01-31T12:00:00Z", header::DEADLINE);
-            Reject::invalid("invalid_value", header::DEADLINE.to_owned(), message)
-        })
-    }
-
-    /// The producer's own name for the job, even where the rest of the job cannot be read.
-    fn custom_id(&self) -> String {
-        #[derive(serde::Deserialize)]
-        struct Named {
-            custom_id: Option<String>,
-        }
-        let read = || {
-            let encoding = self.encoding().unwrap_or_default();
-            encoding.decode::<Named>(&self.message.payload).ok().and_then(|named| named.custom_id)
+    /// This attempt; before it is known, what the deliveries suggest.
+    fn attempts(&self) -> Attempts {
+        let limit = self.station.model.limits.attempts;
+        let guess = || Attempts {
+            current: u32::try_from(self.received.delivered).unwrap_or(limit).clamp(1, limit),
+            max: limit,
         };
+        self.attempts.get().copied().unwrap_or_else(guess)
+    }
+
+    fn payload(&self) -> &Bytes {
+        self.payload.get().unwrap_or(&self.received.message.payload)
+    }
+
+    /// The producer's own name for the job, or its id.
+    fn custom_id(&self) -> String {
+        let read = || self.received.custom_id(self.payload());
         self.custom_id.get_or_init(read).clone().unwrap_or_else(|| self.job_id.clone())
     }
+}
 
-    fn encoding(&self) -> Result<Encoding, schemas::codec::UnknownContentType> {
-        Encoding::from_content_type(self.header(header::CONTENT_TYPE))
-    }
+/// The server's payload limit counts headers too; those of a result take less than this.
+const HEADER_ROOM: usize = 4096;
 
-    fn headers(&self) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::ATTEMPT, self.attempts.current.to_string());
-        headers.insert(header::WORKER, self.station.name.as_str());
-        headers
-    }
-
-    fn header(&self, name: &str) -> Option<&str> {
-        self.message.headers.as_ref()?.get(name).map(|value| value.as_str())
+/// Why a job is a dead letter, in words.
+fn reason(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Rejected(reject) => reject.error.message.clone(),
+        Outcome::Exhausted { reason, .. } => reason.clone(),
+        other => other.label().to_owned(),
     }
 }

@@ -3,7 +3,6 @@
 use std::sync::Mutex;
 
 use async_nats::Client;
-use async_nats::jetstream::Message;
 use schemas::codec::Encoding;
 use schemas::log::{LogEvent, LogRecord};
 use time::OffsetDateTime;
@@ -15,7 +14,6 @@ pub struct Stamp {
     pub job_id: String,
     pub model: String,
     pub worker: String,
-    pub attempt: u32,
 }
 
 /// Records not published yet.
@@ -31,10 +29,15 @@ impl JobLog {
         Self { subject, stamp, records: Mutex::new(Vec::with_capacity(3)) }
     }
 
-    pub fn record(&self, at: OffsetDateTime, event: LogEvent) {
-        let Stamp { job_id, model, worker, attempt } = self.stamp.clone();
+    pub fn record(&self, at: OffsetDateTime, attempt: u32, event: LogEvent) {
+        let Stamp { job_id, model, worker } = self.stamp.clone();
         let record = LogRecord { time: rfc3339(at), job_id, model, worker, attempt, event };
         self.records.lock().expect("no panic while held").push(record);
+    }
+
+    /// What was gathered and is not published yet.
+    pub fn records(&self) -> Vec<LogRecord> {
+        self.records.lock().expect("no panic while held").clone()
     }
 
     /// Publishes what was gathered, without waiting for the server: a lost log record must not hold up a result.
@@ -50,11 +53,6 @@ impl JobLog {
     }
 }
 
-/// When the server stored the job.
-pub fn published_at(message: &Message) -> OffsetDateTime {
-    message.info().map_or(OffsetDateTime::UNIX_EPOCH, |info| info.published)
-}
-
-fn rfc3339(at: OffsetDateTime) -> String {
+pub fn rfc3339(at: OffsetDateTime) -> String {
     at.format(&Rfc3339).unwrap_or_default()
 }

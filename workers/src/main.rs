@@ -15,8 +15,9 @@ use workers::fetch::{Fetcher, Progress, Request};
 use workers::metrics::{Metrics, Readings};
 use workers::presence;
 use workers::process::{self, Usage};
-use workers::reply::Reply;
-use workers::worker::{Station, Worker, look_up};
+use workers::provenance::Provenance;
+use workers::station::{Parts, look_up};
+use workers::worker::{Worker, watch_engine};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -60,27 +61,28 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
     tracing::info!(model = model.name, worker = worker_name, admin = %bound, "starting");
 
     let loaded = load(&model, &cli.files).await?;
-    let engine = thread::spawn(loaded.engine);
+    let engine = thread::spawn(loaded.engine, model.weights);
     let _ = steps.set(engine.clone());
-    let consumers = look_up(&connection, &model, &stop).await?;
-    let reply = Reply::new(connection.jetstream.clone(), args.reply_prefix.clone()).await?;
-    let service = presence::announce(&connection.client, &worker_name, &model).await?;
-    let station = Station {
-        name: worker_name,
-        model,
+    let provenance = Provenance::new(&worker_name, &model, loaded.digest.as_deref());
+    let parts = Parts {
+        name: worker_name.clone(),
+        model: model.clone(),
         text: loaded.text,
         engine: engine.clone(),
-        reply,
-        client: connection.client.clone(),
         metrics,
+        provenance,
+        reply_prefixes: args.reply_prefix.clone(),
     };
+    let (station, consumers) = look_up(&connection, parts, &stop).await?;
+    let service = presence::announce(&connection.client, &worker_name, &model).await?;
     let worker = Worker::new(station, consumers, &connection, args.grace());
     phase.send_replace(Phase::Running);
     tracing::info!("ready");
 
     let broken = engine.stopped();
-    drop(engine);
-    let watch_engine = async {
+    let step_max = std::time::Duration::from_secs(model.limits.step_seconds);
+    tokio::spawn(watch_engine(move || engine.stepping(), step_max, broken.clone()));
+    let follow_engine = async {
         tokio::select! {
             () = broken.cancelled() => phase.send_replace(Phase::Broken),
             () = stop.cancelled() => phase.send_replace(Phase::Draining),
@@ -89,8 +91,8 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        () = worker.run(stop.clone()) => {}
-        () = watch_engine => {}
+        ran = worker.run(stop.clone()) => ran?,
+        () = follow_engine => {}
     }
     // Presence is a courtesy: a worker that is gone stops answering anyway.
     let _ = service.stop().await;

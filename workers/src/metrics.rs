@@ -1,12 +1,22 @@
 //! Metrics of one worker, for Prometheus. Base units; labels from closed sets; never a job id.
 
+use std::collections::HashMap;
+use std::sync::Mutex;
+
 use prometheus::core::Collector;
-use prometheus::{Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    TextEncoder,
+};
+
+use schemas::header::CacheUse;
+use schemas::subject::Lane;
 
 use crate::outcome::Outcome;
+use crate::pace::Pace;
 
 /// Every metric with its labels and meaning: the table of the README, tested against it.
-pub const TABLE: [(&str, &str, &str); 9] = [
+pub const TABLE: [(&str, &str, &str); 13] = [
     ("inferq_deliveries_total", "outcome", "deliveries that ended, by outcome"),
     ("inferq_deliveries_in_flight", "", "deliveries open now"),
     ("inferq_delivery_seconds", "", "from receipt to acknowledgement"),
@@ -16,6 +26,10 @@ pub const TABLE: [(&str, &str, &str); 9] = [
     ("inferq_engine_steps_total", "", "steps of the engine"),
     ("inferq_nats_connected", "", "1 while connected to NATS"),
     ("inferq_nats_connects_total", "", "connections made to NATS, the first included"),
+    ("inferq_cache_total", "result", "jobs that may be cached: hit, miss or shared with one in flight"),
+    ("inferq_unit_seconds", "", "what a unit of cost, a token, takes this worker"),
+    ("inferq_lifted_total", "", "jobs moved in front of another tenant's"),
+    ("inferq_backlog_seconds", "lane", "what this worker alone would need for the jobs that wait"),
 ];
 
 /// From half a millisecond to about nine minutes.
@@ -33,6 +47,12 @@ pub struct Metrics {
     engine_steps: IntCounter,
     nats_connected: IntGauge,
     nats_connects: IntCounter,
+    cache: IntCounterVec,
+    unit_seconds: Gauge,
+    pub lifted: IntCounter,
+    backlog: GaugeVec,
+    /// Jobs that waited in each lane when it was last asked.
+    waiting: Mutex<HashMap<String, u64>>,
 }
 
 /// What is read when the metrics are asked for.
@@ -58,6 +78,11 @@ impl Metrics {
             engine_steps: IntCounter::with_opts(opts(6)).expect("legal"),
             nats_connected: IntGauge::with_opts(opts(7)).expect("legal"),
             nats_connects: IntCounter::with_opts(opts(8)).expect("legal"),
+            cache: IntCounterVec::new(opts(9), &["result"]).expect("legal"),
+            unit_seconds: Gauge::with_opts(opts(10)).expect("legal"),
+            lifted: IntCounter::with_opts(opts(11)).expect("legal"),
+            backlog: GaugeVec::new(opts(12), &["lane"]).expect("legal"),
+            waiting: Mutex::default(),
             registry,
         };
         metrics.register();
@@ -71,6 +96,32 @@ impl Metrics {
     pub fn count_tokens(&self, prompt: u64, completion: u64) {
         self.tokens.with_label_values(&["prompt"]).inc_by(prompt);
         self.tokens.with_label_values(&["completion"]).inc_by(completion);
+    }
+
+    pub fn count_cache(&self, used: CacheUse) {
+        self.cache.with_label_values(&[used.as_str()]).inc();
+    }
+
+    /// Notes how many jobs wait in a lane.
+    pub fn note_waiting(&self, lane: &str, jobs: u64) {
+        let mut waiting = self.waiting.lock().expect("no panic while held");
+        match waiting.get_mut(lane) {
+            Some(noted) => *noted = jobs,
+            None => drop(waiting.insert(lane.to_owned(), jobs)),
+        }
+    }
+
+    /// Jobs that waited in a lane when it was last asked.
+    pub fn waiting(&self, lane: &str) -> u64 {
+        self.waiting.lock().expect("no panic while held").get(lane).copied().unwrap_or(0)
+    }
+
+    /// Computes what depends on the worker's pace.
+    pub fn read_pace(&self, pace: &Pace) {
+        self.unit_seconds.set(pace.answer().unit_seconds.unwrap_or(0.0));
+        for (lane, jobs) in self.waiting.lock().expect("no panic while held").iter() {
+            self.backlog.with_label_values(&[lane.as_str()]).set(pace.seconds(*jobs));
+        }
     }
 
     /// The text exposition format.
@@ -90,7 +141,13 @@ impl Metrics {
             self.deliveries.with_label_values(&[label]);
         }
         self.count_tokens(0, 0);
-        let collectors: [Box<dyn Collector>; 9] = [
+        for used in CacheUse::ALL {
+            self.cache.with_label_values(&[used.as_str()]);
+        }
+        for lane in Lane::ALL {
+            self.backlog.with_label_values(&[lane.as_str()]);
+        }
+        let collectors: [Box<dyn Collector>; 13] = [
             Box::new(self.deliveries.clone()),
             Box::new(self.in_flight.clone()),
             Box::new(self.delivery_seconds.clone()),
@@ -100,6 +157,10 @@ impl Metrics {
             Box::new(self.engine_steps.clone()),
             Box::new(self.nats_connected.clone()),
             Box::new(self.nats_connects.clone()),
+            Box::new(self.cache.clone()),
+            Box::new(self.unit_seconds.clone()),
+            Box::new(self.lifted.clone()),
+            Box::new(self.backlog.clone()),
         ];
         for collector in collectors {
             self.registry.register(collector).expect("each name stands once in the table");

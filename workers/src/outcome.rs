@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use schemas::header::DeadClass;
 use schemas::log::Usage;
+use time::OffsetDateTime;
 
 use crate::endpoint::{Body, Reject};
 
@@ -13,12 +15,14 @@ pub enum Outcome {
     Completed { body: Box<Body>, usage: Usage },
     /// The producer's mistake: another try would end the same.
     Rejected(Reject),
-    /// Not answered this time.
-    Retry { reason: String },
+    /// Not answered this time. A suspect failed with nothing else in the engine.
+    Retry { reason: String, suspect: bool },
     /// Not answered, and no attempts left.
-    Exhausted { reason: String },
+    Exhausted { reason: String, class: DeadClass },
     /// Its deadline has passed.
-    Expired,
+    Expired { deadline: OffsetDateTime },
+    /// Its producer does not want it any more.
+    Cancelled,
     /// Another delivery has stored a result already.
     AlreadyStored { status: u16 },
     /// The grace period is over; another worker shall do it.
@@ -35,7 +39,7 @@ pub enum Acknowledgement {
     Nak(Duration),
 }
 
-/// A delivery's number and how many a job may have.
+/// An attempt's number and how many a job may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempts {
     /// From 1.
@@ -48,17 +52,37 @@ const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
 impl Outcome {
     /// A failure that is not the producer's: tried again while attempts are left.
-    pub fn failed(reason: String, attempts: Attempts) -> Self {
-        if attempts.current < attempts.max { Self::Retry { reason } } else { Self::Exhausted { reason } }
+    pub fn failed(reason: String, suspect: bool, attempts: Attempts) -> Self {
+        match (attempts.current < attempts.max, suspect) {
+            (true, _) => Self::Retry { reason, suspect },
+            (false, true) => Self::Exhausted { reason, class: DeadClass::Poison },
+            (false, false) => Self::Exhausted { reason, class: DeadClass::Exhausted },
+        }
     }
 
     /// What the server is told once the result, where there is one, is stored. `jitter` is between 0 and 1.
     pub fn acknowledgement(&self, attempts: Attempts, jitter: f64) -> Acknowledgement {
         match self {
             Self::Completed { .. } | Self::AlreadyStored { .. } => Acknowledgement::Ack,
-            Self::Rejected(_) | Self::Exhausted { .. } | Self::Expired => Acknowledgement::Term,
+            Self::Rejected(_) | Self::Exhausted { .. } | Self::Expired { .. } | Self::Cancelled => {
+                Acknowledgement::Term
+            }
             Self::Retry { .. } => Acknowledgement::Nak(backoff(attempts.current, jitter)),
             Self::Abandoned => Acknowledgement::Nak(Duration::ZERO),
+        }
+    }
+
+    /// As what the job is kept with the dead letters, where it is.
+    pub fn dead_class(&self) -> Option<DeadClass> {
+        match self {
+            Self::Rejected(_) => Some(DeadClass::Invalid),
+            Self::Exhausted { class, .. } => Some(*class),
+            Self::Expired { .. } => Some(DeadClass::Expired),
+            Self::Completed { .. }
+            | Self::Retry { .. }
+            | Self::Cancelled
+            | Self::AlreadyStored { .. }
+            | Self::Abandoned => None,
         }
     }
 
@@ -69,15 +93,16 @@ impl Outcome {
             Self::Rejected(_) => "rejected",
             Self::Retry { .. } => "retry",
             Self::Exhausted { .. } => "exhausted",
-            Self::Expired => "expired",
+            Self::Expired { .. } => "expired",
+            Self::Cancelled => "cancelled",
             Self::AlreadyStored { .. } => "already_stored",
             Self::Abandoned => "abandoned",
         }
     }
 
     /// All labels, so that every series exists from the start.
-    pub const LABELS: [&'static str; 7] =
-        ["completed", "rejected", "retry", "exhausted", "expired", "already_stored", "abandoned"];
+    pub const LABELS: [&'static str; 8] =
+        ["completed", "rejected", "retry", "exhausted", "expired", "cancelled", "already_stored", "abandoned"];
 }
 
 /// Doubles with each attempt up to a minute; half of it is random, so that jobs that failed together return apart.
@@ -97,15 +122,19 @@ mod tests {
     #[test]
     fn a_failure_is_retried_until_attempts_are_spent() {
         let last = Attempts { current: 3, max: 3 };
-        assert_eq!(Outcome::failed("x".into(), FIRST).label(), "retry");
-        assert_eq!(Outcome::failed("x".into(), last).label(), "exhausted");
+        assert_eq!(Outcome::failed("x".into(), true, FIRST).label(), "retry");
+        assert_eq!(Outcome::failed("x".into(), true, last).dead_class(), Some(DeadClass::Poison));
+        assert_eq!(Outcome::failed("x".into(), false, last).dead_class(), Some(DeadClass::Exhausted));
     }
 
     #[test]
     fn only_an_answered_job_is_acked_and_only_a_hopeless_one_is_termed() {
         assert_eq!(Outcome::AlreadyStored { status: 200 }.acknowledgement(FIRST, 0.0), Acknowledgement::Ack);
-        assert_eq!(Outcome::Expired.acknowledgement(FIRST, 0.0), Acknowledgement::Term);
-        assert_eq!(Outcome::Exhausted { reason: String::new() }.acknowledgement(FIRST, 0.0), Acknowledgement::Term);
+        let expired = Outcome::Expired { deadline: OffsetDateTime::UNIX_EPOCH };
+        assert_eq!(expired.acknowledgement(FIRST, 0.0), Acknowledgement::Term);
+        let exhausted = Outcome::Exhausted { reason: String::new(), class: DeadClass::Poison };
+        assert_eq!(exhausted.acknowledgement(FIRST, 0.0), Acknowledgement::Term);
+        assert_eq!(Outcome::Cancelled.acknowledgement(FIRST, 0.0), Acknowledgement::Term);
         assert_eq!(Outcome::Abandoned.acknowledgement(FIRST, 0.5), Acknowledgement::Nak(Duration::ZERO));
     }
 

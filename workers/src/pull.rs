@@ -1,23 +1,21 @@
-//! Pulling: as many jobs as there are free permits, in the order of the lanes, and never more.
+//! Pulling: as many jobs of a lane as there are free permits, and never more.
 //!
-//! A lane is either *ready* (it had jobs when last asked) and is asked at once for as many as there are permits, or
-//! *parked*: one long poll for one job waits at the server, holding one permit. So an idle worker costs a request a second
-//! and lane, a busy one asks only where there is work, and nothing is ever received that cannot be started.
+//! Each lane has permits and a pull of its own, so that no lane waits for another one's jobs to end: which of the jobs
+//! that are here starts first is for the engine's queue to say. A pull waits at the server until there is a job, so an
+//! idle lane costs a request a second.
 //!
 //! A pending pull is never dropped: a job sent to a dropped one would wait for `ack_wait`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::PullConsumer;
-use futures::future::BoxFuture;
-use futures::stream::FuturesUnordered;
-use futures::{FutureExt, StreamExt};
-use std::sync::Arc;
+use futures::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
-/// How long a parked pull waits at the server. It is also how long a drain may take to end idle pulls.
+/// How long a pull waits at the server. It is also how long a drain may take to end idle pulls.
 const PARK: Duration = Duration::from_secs(1);
 /// How long a server that is asked for what it has may be silent before the pull is taken for lost.
 const SILENCE_MAX: Duration = Duration::from_secs(6);
@@ -33,97 +31,39 @@ pub struct Pulled {
     pub permit: OwnedSemaphorePermit,
 }
 
-/// The lanes of one worker.
-pub struct Lanes {
-    consumers: Vec<PullConsumer>,
-    ready: Vec<bool>,
-    parked: FuturesUnordered<BoxFuture<'static, Parked>>,
+/// One lane of one worker.
+pub struct Pull {
+    lane: &'static str,
+    consumer: PullConsumer,
     permits: Arc<Semaphore>,
     in_flight: usize,
     connects: watch::Receiver<u64>,
 }
 
-/// A long poll that has ended.
-struct Parked {
-    lane: usize,
-    permit: OwnedSemaphorePermit,
-    batch: Batch,
-}
-
-/// What one pull brought.
-struct Batch {
-    messages: Vec<Message>,
-    /// Whether the lane has more.
-    more: bool,
-}
-
-impl Lanes {
-    /// `consumers` in order of precedence; `in_flight` is at least their number.
-    pub fn new(consumers: Vec<PullConsumer>, in_flight: usize, connects: watch::Receiver<u64>) -> Self {
-        let ready = vec![true; consumers.len()];
-        Self {
-            consumers,
-            ready,
-            parked: FuturesUnordered::new(),
-            permits: Arc::new(Semaphore::new(in_flight)),
-            in_flight,
-            connects,
-        }
+impl Pull {
+    pub fn new(lane: &'static str, consumer: PullConsumer, in_flight: usize, connects: watch::Receiver<u64>) -> Self {
+        Self { lane, consumer, permits: Arc::new(Semaphore::new(in_flight)), in_flight, connects }
     }
 
-    /// Waits for work and for permits. Empty after `stop`.
+    pub fn lane(&self) -> &'static str {
+        self.lane
+    }
+
+    /// Waits for permits and for work. Empty after `stop`, and when there was no work for a while.
     pub async fn next(&mut self, stop: &CancellationToken) -> Vec<Pulled> {
-        loop {
-            let permits = Arc::clone(&self.permits);
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return Vec::new(),
-                Some(parked) = self.parked.next() => {
-                    if let Some(pulled) = self.unpark(parked) {
-                        return vec![pulled];
-                    }
-                }
-                permit = permits.acquire_owned(), if self.ready.contains(&true) => {
-                    let permit = permit.expect("the semaphore is never closed");
-                    let pulled = self.sweep(permit).await;
-                    if !pulled.is_empty() {
-                        return pulled;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Ends the parked pulls and gives what they still brought, to be handed back.
-    pub async fn drain(mut self) -> Vec<Message> {
-        let mut messages = Vec::new();
-        while let Some(parked) = self.parked.next().await {
-            messages.extend(parked.batch.messages);
-        }
-        messages
-    }
-
-    /// Asks the ready lanes in order for all the permits that are free. A lane that has no more is parked.
-    async fn sweep(&mut self, first: OwnedSemaphorePermit) -> Vec<Pulled> {
+        let permits = Arc::clone(&self.permits);
+        let first = tokio::select! {
+            biased;
+            () = stop.cancelled() => return Vec::new(),
+            permit = permits.acquire_owned() => permit.expect("the semaphore is never closed"),
+        };
         let mut permits = self.gather(first).await;
-        let mut pulled = Vec::with_capacity(permits.num_permits());
-        for lane in 0..self.consumers.len() {
-            let asked = permits.num_permits();
-            if !self.ready[lane] || asked == 0 {
-                continue;
-            }
-            let batch = pull(&self.consumers[lane], asked, None, self.connects.clone()).await;
-            for message in batch.messages {
-                let permit = permits.split(1).expect("a pull brings at most what was asked");
-                pulled.push(Pulled { message, permit });
-            }
-            if !batch.more
-                && let Some(permit) = permits.split(1)
-            {
-                self.park(lane, permit);
-            }
-        }
-        pulled
+        let messages = self.fetch(permits.num_permits()).await;
+        let with_permit = |message| {
+            let permit = permits.split(1).expect("a pull brings at most what was asked");
+            Pulled { message, permit }
+        };
+        messages.into_iter().map(with_permit).collect()
     }
 
     /// All permits that are free. A busy worker waits a moment until a share of them is, so that quick jobs are asked for
@@ -144,71 +84,34 @@ impl Lanes {
         permits
     }
 
-    fn park(&mut self, lane: usize, permit: OwnedSemaphorePermit) {
-        self.ready[lane] = false;
-        let consumer = self.consumers[lane].clone();
-        let connects = self.connects.clone();
-        let wait = async move {
-            let batch = pull(&consumer, 1, Some(PARK), connects).await;
-            Parked { lane, permit, batch }
+    /// What is there now, or the first that comes within a while.
+    async fn fetch(&mut self, max: usize) -> Vec<Message> {
+        self.connects.mark_unchanged();
+        let mut batch = match self.consumer.fetch().max_messages(max).expires(PARK).messages().await {
+            Ok(batch) => batch,
+            Err(error) => return failed(&error).await,
         };
-        self.parked.push(wait.boxed());
-    }
-
-    fn unpark(&mut self, parked: Parked) -> Option<Pulled> {
-        let Parked { lane, permit, mut batch } = parked;
-        let Some(message) = batch.messages.pop() else {
-            self.park(lane, permit);
-            return None;
-        };
-        match Arc::clone(&self.permits).try_acquire_owned() {
-            // The lane has no more, so the next job is waited for at the server again.
-            Ok(next) if !batch.more => self.park(lane, next),
-            _ => self.ready[lane] = true,
+        let mut messages = Vec::with_capacity(max);
+        loop {
+            let next = tokio::select! {
+                biased;
+                next = batch.next() => next,
+                // After a reconnect the server knows nothing of the pull; what it sent before has been read above.
+                _ = self.connects.changed() => break,
+                () = tokio::time::sleep(PARK + SILENCE_MAX) => break,
+            };
+            match next {
+                Some(Ok(message)) => messages.push(message),
+                Some(Err(error)) if messages.is_empty() => return failed(&*error).await,
+                Some(Err(_)) | None => break,
+            }
         }
-        Some(Pulled { message, permit })
+        messages
     }
 }
 
-/// One pull: for what is there now (`wait` is none), or for the first that comes.
-async fn pull(
-    consumer: &PullConsumer,
-    max: usize,
-    wait: Option<Duration>,
-    mut connects: watch::Receiver<u64>,
-) -> Batch {
-    connects.mark_unchanged();
-    let mut request = consumer.fetch().max_messages(max);
-    if let Some(wait) = wait {
-        request = request.expires(wait);
-    }
-    let mut batch = match request.messages().await {
-        Ok(batch) => batch,
-        Err(error) => return failed(&error).await,
-    };
-    let silence = SILENCE_MAX + wait.unwrap_or_default();
-    let mut messages = Vec::with_capacity(max);
-    loop {
-        let next = tokio::select! {
-            biased;
-            next = batch.next() => next,
-            // After a reconnect the server knows nothing of the pull; what it sent before has been read above.
-            _ = connects.changed() => break,
-            () = tokio::time::sleep(silence) => break,
-        };
-        match next {
-            Some(Ok(message)) => messages.push(message),
-            Some(Err(error)) if messages.is_empty() => return failed(&*error).await,
-            Some(Err(_)) | None => break,
-        }
-    }
-    let more =
-        messages.len() == max && messages.last().is_some_and(|last| last.info().is_ok_and(|info| info.pending > 0));
-    Batch { messages, more }
-}
-
-async fn failed(error: &(dyn std::error::Error + Send + Sync)) -> Batch {
+async fn failed(error: &(dyn std::error::Error + Send + Sync)) -> Vec<Message> {
     tracing::warn!(%error, "pull failed");
     tokio::time::sleep(FAILURE_DELAY).await;
-    Batch { messages: Vec::new(), more: false }
+    Vec::new()
 }

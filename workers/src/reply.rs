@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::context::PublishErrorKind;
-use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::message::{PublishMessage, StreamMessage};
 use async_nats::jetstream::{self, Context};
 use backon::{ExponentialBuilder, Retryable};
 use bytes::Bytes;
 use connect::{PublishFailure, classify_publish};
+use schemas::codec::Encoding;
+use schemas::log::{LogMessage, LogRecord};
+use schemas::subject::ReplyTokens;
 use schemas::{header, stream, subject};
 
 /// What became of a result.
@@ -25,10 +28,13 @@ pub enum Stored {
 pub struct Reply {
     jetstream: Context,
     results: jetstream::stream::Stream<()>,
+    logs: jetstream::stream::Stream<()>,
     /// Subjects outside input may name as `Inferq-Reply-To`.
     prefixes: Vec<String>,
 }
 
+/// Of a job's log in a header.
+const LOG_BYTES_MAX: usize = 8 << 10;
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// Result and job stream are retried for as long as the delivery lives; the grace period ends it from outside.
@@ -37,13 +43,22 @@ const RETRIES_MAX: usize = 1_000;
 impl Reply {
     pub async fn new(jetstream: Context, prefixes: Vec<String>) -> Result<Self, jetstream::context::GetStreamError> {
         let results = jetstream.get_stream_no_info(stream::RESULTS).await?;
-        Ok(Self { jetstream, results, prefixes })
+        let logs = jetstream.get_stream_no_info(stream::LOGS).await?;
+        Ok(Self { jetstream, results, logs, prefixes })
     }
 
-    /// The status of the job's stored result, if there is one.
-    pub async fn stored_status(&self, result_subject: &str) -> Option<u16> {
-        let stored = self.results.direct_get_last_for_subject(result_subject).await.ok()?;
-        Some(stored.headers.get(header::STATUS).and_then(|status| status.as_str().parse().ok()).unwrap_or(200))
+    /// The job's stored result, if there is one.
+    pub async fn stored(&self, result_subject: &str) -> Option<StreamMessage> {
+        self.results.direct_get_last_for_subject(result_subject).await.ok()
+    }
+
+    /// Sends a stored result again to those who listen now.
+    pub async fn send_again(&self, stored: &StreamMessage) {
+        let subject = subject::live_subject(&stored.subject);
+        let (headers, payload) = (stored.headers.clone(), stored.payload.clone());
+        if let Err(error) = self.jetstream.client().publish_with_headers(subject, headers, payload).await {
+            tracing::warn!(%error, "stored result not sent again");
+        }
     }
 
     /// Stores a result unless there is one, waiting while the server is away or the stream is full.
@@ -56,12 +71,30 @@ impl Reply {
         }
     }
 
-    /// Keeps a job that was given up, as it came.
+    /// Keeps a job that was given up, as it came. One of an earlier life under the same id gives way to it.
     pub async fn bury(&self, job_subject: &str, headers: HeaderMap, payload: Bytes) -> Result<(), PublishFailure> {
         let message = PublishMessage::build().payload(payload).headers(headers);
         match self.publish(&subject::dead_subject(job_subject), message).await {
             Ok(()) | Err(PublishFailure::AlreadyStored) => Ok(()),
             Err(failure) => Err(failure),
+        }
+    }
+
+    /// The log of a job as a JSON array: what is stored of it, and the records that are not stored yet. Cut at its
+    /// beginning to what fits in a header.
+    pub async fn log_of(&self, job: ReplyTokens<'_>, unpublished: Vec<LogRecord>) -> String {
+        let (subject, mut after, mut records) = (job.log_subject(), 0, LogMessage::new());
+        while let Ok(message) = self.logs.direct_get_next_for_subject(subject.as_str(), Some(after + 1)).await {
+            after = message.sequence;
+            records.extend(Encoding::Json.decode::<LogMessage>(&message.payload).unwrap_or_default());
+        }
+        records.extend(unpublished);
+        loop {
+            let text = String::from_utf8(Encoding::Json.encode(&records)).unwrap_or_default();
+            if text.len() <= LOG_BYTES_MAX || records.is_empty() {
+                return text;
+            }
+            records.remove(0);
         }
     }
 
@@ -106,4 +139,9 @@ impl Reply {
             .notify(|failure, delay| tracing::warn!(%failure, ?delay, "result not stored yet"))
             .await
     }
+}
+
+/// The HTTP status of a stored result.
+pub fn status_of(stored: &StreamMessage) -> u16 {
+    stored.headers.get(header::STATUS).and_then(|status| status.as_str().parse().ok()).unwrap_or(200)
 }

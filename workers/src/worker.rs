@@ -1,80 +1,96 @@
-//! The life of a worker: look up, pull, run, drain.
+//! The life of a worker: pull, run, drain.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
-use async_nats::Client;
 use async_nats::jetstream::AckKind;
 use async_nats::jetstream::consumer::PullConsumer;
 use connect::Connection;
-use schemas::registry::Model;
 use schemas::stream;
+use schemas::subject::LIFTED;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::delivery::Delivery;
-use crate::engine::text::Text;
-use crate::engine::thread::EngineHandle;
-use crate::metrics::Metrics;
-use crate::pull::Lanes;
-use crate::reply::Reply;
+use crate::lift;
+use crate::pace;
+use crate::pull::Pull;
+use crate::station::Station;
 
 /// How long abandoned deliveries have to hand their jobs back.
 const HAND_BACK: Duration = Duration::from_secs(2);
-/// How long to wait before streams and consumers that are missing are looked up again.
-const LOOK_UP_AGAIN: Duration = Duration::from_secs(2);
-
-/// All that a delivery needs, shared by those in flight.
-pub struct Station {
-    pub name: String,
-    pub model: Model,
-    pub text: Arc<Text>,
-    pub engine: EngineHandle,
-    pub reply: Reply,
-    pub client: Client,
-    pub metrics: Arc<Metrics>,
-}
+/// How often the engine is looked at.
+const WATCH: Duration = Duration::from_secs(1);
 
 /// A worker that is connected and has its model.
 pub struct Worker {
     station: Arc<Station>,
-    lanes: Lanes,
+    pulls: Vec<Pull>,
     grace: Duration,
 }
 
 impl Worker {
     pub fn new(station: Station, consumers: Vec<PullConsumer>, connection: &Connection, grace: Duration) -> Self {
-        let lanes = Lanes::new(consumers, station.model.limits.in_flight, connection.connects.clone());
-        Self { station: Arc::new(station), lanes, grace }
+        let in_flight = station.model.limits.in_flight;
+        let lanes = station.model.lanes.iter().map(|lane| lane.as_str()).chain([LIFTED]);
+        let pull = |(lane, consumer)| Pull::new(lane, consumer, in_flight, connection.connects.clone());
+        Self { pulls: lanes.zip(consumers).map(pull).collect(), station: Arc::new(station), grace }
     }
 
     /// Pulls and runs jobs until `stop`, then finishes what it has within the grace period and hands back the rest.
-    pub async fn run(mut self, stop: CancellationToken) {
+    pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+        let Self { station, pulls, grace } = self;
+        let _listening = station.running.listen(&station.client, &station.model.token()).await?;
+        let _announced = pace::announce(Arc::clone(&station.pace), &station.client).await?;
+        let jobs = station.jetstream.get_stream_no_info(stream::JOBS).await?;
+        for &lane in &station.model.lanes {
+            tokio::spawn(lift::look_after(Arc::clone(&station), lane, jobs.clone(), stop.clone()));
+        }
         let tracker = TaskTracker::new();
         let abandon = CancellationToken::new();
-        while !stop.is_cancelled() {
-            for pulled in self.lanes.next(&stop).await {
-                let delivery = Delivery::new(Arc::clone(&self.station), pulled.message);
-                let abandon = abandon.clone();
-                tracker.spawn(async move {
-                    if let Some(delivery) = delivery {
-                        delivery.run(abandon).await;
-                    }
-                    drop(pulled.permit);
-                });
-            }
-        }
-        tracing::info!(in_flight = tracker.len(), "draining");
+        let lanes = pulls.into_iter().map(|pull| serve(pull, &station, &tracker, &abandon, &stop));
+        let (_, stopped) = tokio::join!(futures::future::join_all(lanes), async {
+            stop.cancelled().await;
+            tracing::info!(in_flight = tracker.len(), "draining");
+            Instant::now()
+        });
         tracker.close();
-        let (unstarted, ()) = tokio::join!(self.lanes.drain(), finish(&tracker, &abandon, self.grace));
-        for message in unstarted {
-            if let Err(error) = message.ack_with(AckKind::Nak(None)).await {
-                tracing::warn!(%error, "job not handed back; it returns after ack_wait");
-            }
-        }
-        if let Err(error) = self.station.client.flush().await {
+        finish(&tracker, &abandon, grace.saturating_sub(stopped.elapsed())).await;
+        if let Err(error) = station.client.flush().await {
             tracing::warn!(%error, "last messages not flushed");
+        }
+        Ok(())
+    }
+}
+
+/// Runs the jobs of one lane, each in a task of its own, and hands back what comes after the stop.
+async fn serve(
+    mut pull: Pull,
+    station: &Arc<Station>,
+    tracker: &TaskTracker,
+    abandon: &CancellationToken,
+    stop: &CancellationToken,
+) {
+    while !stop.is_cancelled() {
+        let pulled = pull.next(stop).await;
+        let waiting = pulled.last().and_then(|last| last.message.info().ok()).map_or(0, |info| info.pending);
+        station.metrics.note_waiting(pull.lane(), waiting);
+        station.metrics.read_pace(&station.pace);
+        for pulled in pulled {
+            if stop.is_cancelled() {
+                if let Err(error) = pulled.message.ack_with(AckKind::Nak(None)).await {
+                    tracing::warn!(%error, "job not handed back; it returns after ack_wait");
+                }
+                continue;
+            }
+            let delivery = Delivery::new(Arc::clone(station), pulled.message);
+            let abandon = abandon.clone();
+            tracker.spawn(async move {
+                if let Some(delivery) = delivery {
+                    delivery.run(abandon).await;
+                }
+                drop(pulled.permit);
+            });
         }
     }
 }
@@ -90,36 +106,14 @@ async fn finish(tracker: &TaskTracker, abandon: &CancellationToken, grace: Durat
     }
 }
 
-/// The consumers of the model's lanes, in order. Waits while `inferq setup` has not made them: it may run after us.
-pub async fn look_up(
-    connection: &Connection,
-    model: &Model,
-    stop: &CancellationToken,
-) -> anyhow::Result<Vec<PullConsumer>> {
-    let mut reported = false;
+/// Gives the engine up when a step of it takes longer than the model allows: its jobs are tried again elsewhere.
+pub async fn watch_engine(stepping: impl Fn() -> Option<Duration>, step_max: Duration, stopped: CancellationToken) {
     loop {
-        match consumers(connection, model).await {
-            Ok(consumers) => return Ok(consumers),
-            Err(error) if !reported => {
-                reported = true;
-                tracing::warn!(error = %format!("{error:#}"), "waiting for streams and consumers; run `inferq setup`");
-            }
-            Err(_) => {}
-        }
-        tokio::select! {
-            () = stop.cancelled() => anyhow::bail!("stopped while waiting for streams and consumers"),
-            () = tokio::time::sleep(LOOK_UP_AGAIN) => {}
+        tokio::time::sleep(WATCH).await;
+        if let Some(stepping) = stepping().filter(|stepping| *stepping > step_max) {
+            tracing::error!(seconds = stepping.as_secs_f64(), "the engine hangs in its step and is given up");
+            stopped.cancel();
+            return;
         }
     }
-}
-
-async fn consumers(connection: &Connection, model: &Model) -> anyhow::Result<Vec<PullConsumer>> {
-    let jobs = connection.jetstream.get_stream_no_info(stream::JOBS).await?;
-    let mut consumers = Vec::new();
-    for declared in stream::consumers(model) {
-        let consumer = jobs.get_consumer(&declared.name).await;
-        consumers
-            .push(consumer.map_err(anyhow::Error::from_boxed).with_context(|| format!("consumer {}", declared.name))?);
-    }
-    Ok(consumers)
 }

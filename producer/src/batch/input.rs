@@ -13,6 +13,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::unique::Unique;
+use crate::cost;
 
 /// Problems that are reported before the check stops.
 const PROBLEMS_MAX: usize = 10;
@@ -25,6 +26,7 @@ pub struct Row {
     pub custom_id: String,
     pub model: String,
     pub lane: Option<Lane>,
+    pub cost: f64,
     /// The line as it stands in the file.
     pub payload: Bytes,
 }
@@ -123,7 +125,7 @@ impl Rules {
         }
         match row.payload.len() {
             bytes if bytes > self.payload_bytes_max => {
-                Err(format!("{bytes} bytes; the server takes at most {} (max_payload)", self.payload_bytes_max))
+                Err(format!("{bytes} bytes; a row has at most {}", self.payload_bytes_max))
             }
             _ => Ok(row),
         }
@@ -144,7 +146,8 @@ fn parse(number: u64, text: &[u8]) -> Result<Row, String> {
         return Err("body.stream: true; a row of a batch file cannot stream".to_owned());
     }
     let lane = job.body.get("service_tier").and_then(Value::as_str).and_then(|tier| tier.parse().ok());
-    Ok(Row { number, custom_id, model, lane, payload: Bytes::copy_from_slice(text) })
+    let cost = cost::estimate(text.len(), &job.body);
+    Ok(Row { number, custom_id, model, lane, cost, payload: Bytes::copy_from_slice(text) })
 }
 
 /// Non-empty lines with their numbers, without their ends.

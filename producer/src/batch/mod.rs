@@ -7,6 +7,7 @@
 mod bits;
 mod input;
 mod output;
+mod rows;
 mod run;
 mod state;
 mod unique;

@@ -7,27 +7,30 @@ use anyhow::Context as _;
 use async_nats::HeaderMap;
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use schemas::codec::Encoding;
 use schemas::result::{ErrorBody, ErrorObject, JobResult, Response};
 use schemas::subject::{Address, JobId, Lane, ReplyTokens, Token};
 use schemas::{header, stream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::bits::Bits;
 use super::input::{self, Checked, Row, Rules};
 use super::output::{Outputs, errors_path, row_of};
+use super::rows::{QueuedRow, read_rows};
 use super::state::{self, State};
-use crate::client::{Client, Submission, SubmitError, Submitted};
+use crate::bucket::{BODY_BYTES_MAX, BucketError};
+use crate::client::Client;
 use crate::pool::Pool;
+use crate::submission::{Submission, SubmitOptions};
+use crate::submit::{SubmitError, Submitted};
 
 /// How often the files are flushed and progress is told.
 const TICK: Duration = Duration::from_millis(250);
-/// Rows read ahead of the window.
-const READ_AHEAD: usize = 256;
 /// Rows that are in flight for so long without any result are asked for one by one.
 const SILENCE: Duration = Duration::from_secs(15);
 /// How long a resumed run waits for one more stored result before it takes them all as read.
@@ -120,7 +123,7 @@ pub async fn run(
     let mut run = Run { clients, options, state, outputs, resumed, submitted, in_flight: 0 };
     run.tell(progress, Stage::CatchingUp);
     if is_resumed && pending > 0 && run.outputs.done.count() < run.state.rows {
-        run.catch_up(last_result, &mut results).await?;
+        run.catch_up(&client, last_result, &mut results).await?;
     }
     let stopped = run.pump(&client, &mut results, progress, stop).await?;
     let summary = Summary { rows: run.state.rows, failed: run.outputs.failed, resumed, stopped };
@@ -144,14 +147,14 @@ type Results = futures::stream::BoxStream<'static, anyhow::Result<Message>>;
 
 impl Run<'_> {
     /// Reads the results that were stored since the run began, so that no finished row is sent again.
-    async fn catch_up(&mut self, last: u64, results: &mut Results) -> anyhow::Result<()> {
+    async fn catch_up(&mut self, client: &Client, last: u64, results: &mut Results) -> anyhow::Result<()> {
         loop {
             // The last stored result may be another tenant's, which this reader never sees.
             let Ok(Some(message)) = tokio::time::timeout(CATCH_UP_SILENCE, results.next()).await else { return Ok(()) };
             let message = message?;
             let (sequence, pending) =
                 message.info().map(|info| (info.stream_sequence, info.pending)).map_err(anyhow::Error::from_boxed)?;
-            self.take(&message)?;
+            self.take(client, &message).await?;
             if sequence >= last || pending == 0 {
                 return Ok(());
             }
@@ -166,7 +169,7 @@ impl Run<'_> {
         progress: &watch::Sender<Progress>,
         stop: &CancellationToken,
     ) -> anyhow::Result<bool> {
-        let mut rows = read_rows(self.options.input.clone())?;
+        let mut rows = read_rows(&self.options.input)?;
         let mut all_read = false;
         let mut publishing = FuturesUnordered::new();
         let mut ticks = tokio::time::interval(TICK);
@@ -177,17 +180,17 @@ impl Run<'_> {
                 () = stop.cancelled() => return Ok(true),
                 Some(message) = results.next() => {
                     last_result = Instant::now();
-                    self.take(&message?)?;
+                    self.take(client, &message?).await?;
                 }
                 Some((row, published)) = publishing.next(), if !publishing.is_empty() => self.published(row, published)?,
                 row = rows.recv(), if has_room && !all_read => match row {
                     Some(row) => {
-                        let row: Row = row?;
+                        let QueuedRow { row, room } = row?;
                         if !self.outputs.done.contains(row.number) && self.submitted.insert(row.number) {
                             self.in_flight += 1;
                             let turn = row.number % self.clients.len() as u64;
                             let client = self.clients[turn as usize].clone();
-                            publishing.push(publish(client, self.submission(&row)?, row));
+                            publishing.push(publish(client, self.submission(&row)?, row, room));
                         }
                     }
                     None => all_read = true,
@@ -219,17 +222,39 @@ impl Run<'_> {
             let job_id = format!("{}-{row}", self.state.batch_id);
             let subject = ReplyTokens { tenant: tenant.as_str(), job_id: &job_id }.result_subject();
             if let Ok(stored) = results.direct_get_last_for_subject(subject).await {
-                self.finish(row, &stored.payload, is_success(Some(&stored.headers)))?;
+                self.answered(client, row, Some(&stored.headers), &stored.payload).await?;
             }
         }
         Ok(())
     }
 
     /// Takes a result that may be one of ours.
-    fn take(&mut self, message: &Message) -> anyhow::Result<()> {
+    async fn take(&mut self, client: &Client, message: &Message) -> anyhow::Result<()> {
         let job_id = message.subject.rsplit('.').next().unwrap_or_default();
         let Some(row) = row_of(job_id, &self.state.batch_id) else { return Ok(()) };
-        self.finish(row, &message.payload, is_success(message.headers.as_ref()))
+        self.answered(client, row, message.headers.as_ref(), &message.payload).await
+    }
+
+    /// Writes a row's result. One whose body is lost ends in the error file: no later run would find it either.
+    async fn answered(
+        &mut self,
+        client: &Client,
+        row: u64,
+        headers: Option<&HeaderMap>,
+        payload: &Bytes,
+    ) -> anyhow::Result<()> {
+        if self.outputs.done.contains(row) {
+            return Ok(());
+        }
+        match client.payload(headers, payload).await {
+            Ok(payload) => self.finish(row, &payload, is_success(headers)),
+            Err(error @ (BucketError::Gone { .. } | BucketError::TooLarge { .. })) => {
+                let lost = ErrorObject::server("result_lost", error.to_string());
+                let custom_id = format!("{}-{row}", self.state.batch_id);
+                self.fail(row, custom_id, 500, lost)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// A row that could not be published ends in the error file; all others wait for their result.
@@ -238,13 +263,17 @@ impl Run<'_> {
         let code = match error {
             SubmitError::UnknownModel { .. } => "model_not_found",
             SubmitError::TooLarge { .. } => "request_too_large",
-            SubmitError::Address(_) | SubmitError::Failed(_) => "not_published",
+            SubmitError::Address(_) | SubmitError::Failed(_) | SubmitError::Read(_) => "not_published",
         };
-        let job_id = format!("{}-{}", self.state.batch_id, row.number);
-        let body = ErrorBody { error: ErrorObject::invalid(code, None, error.to_string()) };
-        let response = Some(Response { status_code: 400, request_id: job_id.clone(), body });
-        let result = JobResult { id: job_id, custom_id: row.custom_id, response, error: None };
-        self.finish(row.number, &Encoding::Json.encode(&result), false)
+        self.fail(row.number, row.custom_id, 400, ErrorObject::invalid(code, None, error.to_string()))
+    }
+
+    /// Writes an error of our own.
+    fn fail(&mut self, row: u64, custom_id: String, status_code: u16, error: ErrorObject) -> anyhow::Result<()> {
+        let job_id = format!("{}-{row}", self.state.batch_id);
+        let response = Some(Response { status_code, request_id: job_id.clone(), body: ErrorBody { error } });
+        let result = JobResult { id: job_id, custom_id, response, error: None };
+        self.finish(row, &Encoding::Json.encode(&result), false)
     }
 
     fn finish(&mut self, row: u64, line: &[u8], is_success: bool) -> anyhow::Result<()> {
@@ -261,7 +290,8 @@ impl Run<'_> {
             tenant: self.state.tenant.clone(),
             job_id: JobId::new(format!("{}-{}", self.state.batch_id, row.number))?,
         };
-        Ok(Submission { address, encoding: Encoding::Json, payload: row.payload.clone(), deadline: None })
+        let options = SubmitOptions { cost: Some(row.cost), ..Default::default() };
+        Ok(Submission { address, encoding: Encoding::Json, payload: row.payload.clone(), options })
     }
 
     fn tell(&self, progress: &watch::Sender<Progress>, stage: Stage) {
@@ -277,11 +307,16 @@ impl Run<'_> {
 }
 
 /// Publishes one row for as long as it takes: a full stream or an absent server is waited for.
-async fn publish(client: Client, submission: Submission, row: Row) -> (Row, Result<Submitted, SubmitError>) {
+async fn publish(
+    client: Client,
+    submission: Submission,
+    row: Row,
+    _room: OwnedSemaphorePermit,
+) -> (Row, Result<Submitted, SubmitError>) {
     loop {
         match client.submit(&submission).await {
-            Err(SubmitError::Failed(failure)) if failure.is_transient() => {
-                tracing::warn!(%failure, row = row.number, "row not published yet, trying again");
+            Err(error) if error.is_transient() => {
+                tracing::warn!(%error, row = row.number, "row not published yet, trying again");
             }
             result => return (row, result),
         }
@@ -290,17 +325,10 @@ async fn publish(client: Client, submission: Submission, row: Row) -> (Row, Resu
 
 async fn check(client: &Client, options: &Options) -> anyhow::Result<Checked> {
     let registered = client.registered().await?.into_iter().collect();
-    let rules = Rules {
-        registered,
-        lane: options.lane,
-        payload_bytes_max: client.connection.client.max_payload().saturating_sub(HEADER_ROOM),
-    };
+    let rules = Rules { registered, lane: options.lane, payload_bytes_max: BODY_BYTES_MAX };
     let path = options.input.clone();
     Ok(tokio::task::spawn_blocking(move || input::check(&path, &rules)).await??)
 }
-
-/// The payload limit of the server counts headers too; ours take less than this.
-const HEADER_ROOM: usize = 512;
 
 async fn begin(client: &Client, options: &Options, checked: &Checked) -> anyhow::Result<State> {
     let state = State {
@@ -327,19 +355,6 @@ async fn results(client: &Client, state: &State) -> anyhow::Result<(Results, u64
     let pending = consumer.cached_info().num_pending;
     let messages = consumer.messages().await?;
     Ok((messages.map(|message| message.map_err(anyhow::Error::from)).boxed(), pending))
-}
-
-fn read_rows(path: PathBuf) -> anyhow::Result<mpsc::Receiver<std::io::Result<Row>>> {
-    let rows = input::rows(&path)?;
-    let (sender, receiver) = mpsc::channel(READ_AHEAD);
-    tokio::task::spawn_blocking(move || {
-        for row in rows {
-            if sender.blocking_send(row).is_err() {
-                return;
-            }
-        }
-    });
-    Ok(receiver)
 }
 
 /// The sequence of the last result of anybody.

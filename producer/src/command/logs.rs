@@ -33,7 +33,8 @@ pub async fn run(nats: &NatsArgs, output: Output, args: LogsArgs) -> anyhow::Res
     Ok(0)
 }
 
-fn line(record: &LogRecord) -> String {
+/// A record in words.
+pub fn line(record: &LogRecord) -> String {
     let LogRecord { time, worker, attempt, model, .. } = record;
     let what = match &record.event {
         LogEvent::Queued { lane } => format!("queued for {model} in lane {lane}"),

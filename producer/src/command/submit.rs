@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use connect::NatsArgs;
-use producer::{Client, Submission, Submitted};
+use producer::{Client, Submission, SubmitOptions, Submitted, WhenFull, cost};
 use schemas::codec;
 use schemas::job::{Endpoint, Job, Method};
 use schemas::subject::{Address, JobId, Lane};
@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::results::{print_result, wait};
 use super::{BadInput, Usage, connect, print_json, print_line, tenant_token};
-use crate::config::{Encoding, Output, SubmitArgs};
+use crate::config::{self, Encoding, Output, SubmitArgs};
 
 pub async fn run(nats: &NatsArgs, output: Output, args: SubmitArgs) -> anyhow::Result<u8> {
     let tenant = tenant_token(&args.tenant)?;
@@ -29,21 +29,36 @@ pub async fn run(nats: &NatsArgs, output: Output, args: SubmitArgs) -> anyhow::R
     let job_id = submission.address.job_id.clone();
     let client = Client::new(connect(nats).await?);
     let submitted = client.submit(&submission).await?;
+    if let Some(note) = note(submitted, &job_id) {
+        eprintln!("{note}");
+    }
     if args.wait {
         eprintln!("{job_id}");
         let result = wait(&client, &tenant, &job_id, Duration::from_secs(args.timeout_seconds)).await?;
         return print_result(&result);
     }
     match output {
-        Output::Json => {
-            print_json(&json!({ "job_id": job_id.as_str(), "duplicate": submitted == Submitted::Duplicate }))?
-        }
+        Output::Json => print_json(&json!({
+            "job_id": job_id.as_str(),
+            "duplicate": submitted != Submitted::Queued,
+            "answered": submitted == Submitted::Answered,
+        }))?,
         Output::Text => print_line(job_id.as_str())?,
     }
-    if submitted == Submitted::Duplicate {
-        eprintln!("a job with this id is queued, in flight or was just answered: it was not stored again");
-    }
     Ok(0)
+}
+
+/// What became of the job, where it was not simply stored.
+fn note(submitted: Submitted, job_id: &JobId) -> Option<String> {
+    match submitted {
+        Submitted::Queued => None,
+        Submitted::Duplicate => {
+            Some("a job with this id is queued, in flight or was just answered: it was not stored again".to_owned())
+        }
+        Submitted::Answered => Some(format!(
+            "the job with this id is answered already and was not stored again; `inferq results {job_id}` prints its result"
+        )),
+    }
 }
 
 fn submission(args: &SubmitArgs, job: &Job) -> anyhow::Result<Submission> {
@@ -70,7 +85,21 @@ fn submission(args: &SubmitArgs, job: &Job) -> anyhow::Result<Submission> {
         tenant: args.tenant.tenant.clone(),
         job_id: id,
     };
-    Ok(Submission { address, encoding, payload: encoding.encode(job).into(), deadline })
+    let payload = encoding.encode(job);
+    let options = SubmitOptions {
+        deadline,
+        timeout: args.expires_in,
+        max_attempts: args.max_attempts,
+        no_store: args.no_cache,
+        stream: args.stream,
+        cost: Some(args.cost.unwrap_or_else(|| cost::estimate(payload.len(), &job.body))),
+        when_full: match args.when_full {
+            config::WhenFull::Wait => WhenFull::Wait,
+            config::WhenFull::Refuse => WhenFull::Refuse,
+        },
+        may_exist: args.id.is_some(),
+    };
+    Ok(Submission { address, encoding, payload: payload.into(), options })
 }
 
 fn read_job(file: &Path) -> anyhow::Result<Job> {

@@ -32,6 +32,7 @@ const MESSAGES: [Message; 5] = [
             header::BODY,
             header::REPLY_TO,
             header::LANE,
+            header::PUBLISHED,
             header::HISTORY,
         ],
     },

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
-use producer::Submission;
+use producer::{Submission, SubmitOptions};
 use schemas::codec::Encoding;
 use schemas::subject::{Address, JobId, Lane};
 use serde_json::json;
@@ -63,6 +63,11 @@ impl Ours {
             tenant: TENANT.to_owned(),
             job_id: JobId::new(id).unwrap(),
         };
-        Submission { address, encoding: Encoding::Json, payload: self.payload.clone(), deadline: None }
+        Submission {
+            address,
+            encoding: Encoding::Json,
+            payload: self.payload.clone(),
+            options: SubmitOptions::default(),
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! `/v1/chat/completions` and `/v1/completions`.
 
+use schemas::chunk::{ChatChunkChoice, ChatCompletionChunk, Chunk, CompletionChunk, CompletionChunkChoice, Delta};
 use schemas::codec::decode_body;
 use schemas::completions::{
     AnswerMessage, ChatChoice, ChatCompletionRequest, ChatCompletionResponse, ChatMessage, CompletionChoice,
@@ -9,7 +10,7 @@ use schemas::log::Usage;
 use schemas::registry::Model;
 use serde_json::{Value, json};
 
-use super::{Answer, Body, Plan, Reject, Stamp, check_inputs, misshapen, prompt_param, tokens_of, too_long};
+use super::{Answer, Body, Part, Plan, Reject, Stamp, check_inputs, misshapen, prompt_param, tokens_of, too_long};
 use crate::engine::text::Text;
 use crate::engine::{FinishReason, Goal, Output, SamplingParams, Sequence};
 
@@ -40,8 +41,8 @@ pub fn prepare_chat(body: &Value, job_id: &str, model: &Model, text: &Text) -> R
     };
     let budget = Budget { field, max_tokens, model, text };
     let params = sampling_params(&sampling, job_id)?;
-    let sequence = budget.sequence(tokens, "body.messages", params)?;
-    Ok(Plan { sequences: vec![sequence], answer: Answer::Chat })
+    let sequence = budget.sequence(tokens, "body.messages", params.clone())?;
+    Ok(plan(vec![sequence], Answer::Chat, &sampling, &params))
 }
 
 pub fn prepare(body: &Value, job_id: &str, model: &Model, text: &Text) -> Result<Plan, Reject> {
@@ -63,7 +64,11 @@ pub fn prepare(body: &Value, job_id: &str, model: &Model, text: &Text) -> Result
         let params = SamplingParams { seed: params.seed.wrapping_add(index as u64), ..params.clone() };
         sequences.push(budget.sequence(tokens, &param, params)?);
     }
-    Ok(Plan { sequences, answer: Answer::Completions })
+    if sampling.stream == Some(true) && sequences.len() > 1 {
+        let message = format!("{} prompts cannot be streamed; give one", sequences.len());
+        return Err(Reject::invalid("unsupported_value", "body.stream".to_owned(), format!("body.stream: {message}")));
+    }
+    Ok(plan(sequences, Answer::Completions, &sampling, &params))
 }
 
 pub fn chat_body(outputs: Vec<Output>, stamp: Stamp<'_>) -> (Body, Usage) {
@@ -101,6 +106,45 @@ pub fn body(outputs: Vec<Output>, stamp: Stamp<'_>) -> (Body, Usage) {
     (Body::Completions(response), usage)
 }
 
+pub fn chat_chunk(part: Part<'_>, stamp: Stamp<'_>) -> Chunk {
+    let delta = Delta {
+        role: part.is_first.then_some(Role::Assistant),
+        content: Some(part.text.to_owned()).filter(|text| part.is_first || !text.is_empty()),
+    };
+    let finish_reason = part.end.map(|(reason, _)| name_of(reason));
+    Chunk::Chat(ChatCompletionChunk {
+        id: format!("chatcmpl-{}", stamp.job_id),
+        object: "chat.completion.chunk".to_owned(),
+        created: stamp.created,
+        model: stamp.model.to_owned(),
+        choices: vec![ChatChunkChoice { index: 0, delta, finish_reason }],
+        usage: part.end.map(|(_, usage)| usage),
+    })
+}
+
+pub fn chunk(part: Part<'_>, stamp: Stamp<'_>) -> Chunk {
+    let finish_reason = part.end.map(|(reason, _)| name_of(reason));
+    Chunk::Completion(CompletionChunk {
+        id: format!("cmpl-{}", stamp.job_id),
+        object: "text_completion".to_owned(),
+        created: stamp.created,
+        model: stamp.model.to_owned(),
+        choices: vec![CompletionChunkChoice { index: 0, text: part.text.to_owned(), finish_reason }],
+        usage: part.end.map(|(_, usage)| usage),
+    })
+}
+
+fn plan(sequences: Vec<Sequence>, answer: Answer, sampling: &Sampling, params: &SamplingParams) -> Plan {
+    let is_greedy = params.temperature <= 0.0;
+    Plan {
+        sequences,
+        answer,
+        seed: (!is_greedy).then_some(params.seed),
+        is_repeatable: is_greedy || sampling.seed.is_some(),
+        streams: sampling.stream == Some(true),
+    }
+}
+
 /// How many tokens a prompt may take and leave.
 struct Budget<'a> {
     field: &'static str,
@@ -133,7 +177,7 @@ impl Budget<'_> {
             Some(asked) => asked.min(room),
         };
         let max_tokens = usize::try_from(max_tokens).unwrap_or(usize::MAX);
-        Ok(Sequence { tokens, goal: Goal::Generate(SamplingParams { max_tokens, ..params }) })
+        Ok(Sequence::new(tokens, Goal::Generate(SamplingParams { max_tokens, ..params })))
     }
 }
 
@@ -145,7 +189,6 @@ fn sampling_params(sampling: &Sampling, job_id: &str) -> Result<SamplingParams, 
     refuse_set("frequency_penalty", sampling.frequency_penalty.as_ref(), &[0.0])?;
     refuse_set("presence_penalty", sampling.presence_penalty.as_ref(), &[0.0])?;
     refuse_set("logit_bias", sampling.logit_bias.as_ref(), &[json!({}), Value::Null])?;
-    refuse_set("stream", sampling.stream.as_ref(), &[false])?;
     Ok(SamplingParams {
         temperature,
         top_p,
@@ -215,9 +258,15 @@ fn seed_of(job_id: &str) -> u64 {
 
 fn completion(output: Output) -> (String, String) {
     match output {
-        Output::Completion { text, finish_reason: FinishReason::Stop, .. } => (text, "stop".to_owned()),
-        Output::Completion { text, finish_reason: FinishReason::Length, .. } => (text, "length".to_owned()),
+        Output::Completion { text, finish_reason, .. } => (text, name_of(finish_reason)),
         Output::Embedding(_) => unreachable!("an engine answers each goal with its own output"),
+    }
+}
+
+fn name_of(reason: FinishReason) -> String {
+    match reason {
+        FinishReason::Stop => "stop".to_owned(),
+        FinishReason::Length => "length".to_owned(),
     }
 }
 

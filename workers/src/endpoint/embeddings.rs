@@ -32,7 +32,7 @@ pub fn prepare(body: &Value, model: &Model, text: &Text) -> Result<Plan, Reject>
         sequences.push(sequence(prompt, &param, truncate, text)?);
     }
     let shape = Shape { format: request.encoding_format.unwrap_or_default(), dimensions };
-    Ok(Plan { sequences, answer: Answer::Embeddings(shape) })
+    Ok(Plan { sequences, answer: Answer::Embeddings(shape), seed: None, is_repeatable: true, streams: false })
 }
 
 pub fn body(shape: Shape, outputs: Vec<Output>, stamp: Stamp<'_>) -> (Body, Usage) {
@@ -82,7 +82,7 @@ fn sequence(prompt: Prompt<'_>, param: &str, truncate: Option<usize>, text: &Tex
         }
         None => {}
     }
-    Ok(Sequence { tokens, goal: Goal::Embed })
+    Ok(Sequence::new(tokens, Goal::Embed))
 }
 
 fn check_dimensions(asked: Option<usize>, text: &Text) -> Result<Option<usize>, Reject> {

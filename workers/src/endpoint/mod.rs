@@ -5,6 +5,7 @@
 mod completions;
 mod embeddings;
 
+use schemas::chunk::Chunk;
 use schemas::codec::DecodeError;
 use schemas::completions::{ChatCompletionResponse, CompletionResponse};
 use schemas::embeddings::EmbeddingResponse;
@@ -16,7 +17,7 @@ use schemas::result::{ErrorBody, ErrorObject};
 use serde::Serialize;
 
 use crate::engine::text::Text;
-use crate::engine::{Output, Sequence};
+use crate::engine::{FinishReason, Output, Sequence};
 
 /// The producer's mistake: an HTTP status below 500 and what to tell it.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +31,12 @@ pub struct Reject {
 pub struct Plan {
     pub sequences: Vec<Sequence>,
     pub answer: Answer,
+    /// Of sampling.
+    pub seed: Option<u64>,
+    /// Whether the same body always has the same answer.
+    pub is_repeatable: bool,
+    /// Whether the answer is wanted in chunks.
+    pub streams: bool,
 }
 
 /// How the outputs of a plan become a body.
@@ -102,6 +109,26 @@ impl Answer {
             Self::Embeddings(shape) => embeddings::body(*shape, outputs, stamp),
             Self::Chat => completions::chat_body(outputs, stamp),
             Self::Completions => completions::body(outputs, stamp),
+        }
+    }
+}
+
+/// A part of an answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Part<'a> {
+    pub text: &'a str,
+    pub is_first: bool,
+    /// Of the last part.
+    pub end: Option<(FinishReason, Usage)>,
+}
+
+impl Answer {
+    /// A chunk of a streamed answer. Embeddings have none.
+    pub fn chunk(&self, part: Part<'_>, stamp: Stamp<'_>) -> Option<Chunk> {
+        match self {
+            Self::Embeddings(_) => None,
+            Self::Chat => Some(completions::chat_chunk(part, stamp)),
+            Self::Completions => Some(completions::chunk(part, stamp)),
         }
     }
 }

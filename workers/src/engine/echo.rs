@@ -4,7 +4,9 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::{Engine, FinishReason, Goal, Output, SamplingParams, Sequence, SequenceId, StepError};
+use schemas::registry::EchoCost;
+
+use super::{Engine, FinishReason, Goal, Output, SamplingParams, Sequence, SequenceId, StepError, fault};
 
 /// Of the vectors it makes.
 pub const DIMENSIONS: usize = 8;
@@ -12,15 +14,27 @@ pub const DIMENSIONS: usize = 8;
 #[derive(Debug)]
 pub struct Echo {
     batch: usize,
-    step_cost: Duration,
+    cost: EchoCost,
     waiting: VecDeque<(SequenceId, Sequence)>,
+    made: Vec<(SequenceId, u32)>,
     finished: Vec<(SequenceId, Output)>,
 }
 
 impl Echo {
-    /// Finishes up to `batch` sequences in each step, which takes `step_cost`.
-    pub fn new(batch: usize, step_cost: Duration) -> Self {
-        Self { batch, step_cost, waiting: VecDeque::new(), finished: Vec::new() }
+    /// Works on up to `batch` sequences in each step.
+    pub fn new(batch: usize, cost: EchoCost) -> Self {
+        Self { batch, cost, waiting: VecDeque::new(), made: Vec::new(), finished: Vec::new() }
+    }
+
+    /// Makes the next tokens of a text, and says whether they were its last.
+    fn advance(&mut self, id: SequenceId, sequence: &mut Sequence) -> Option<Output> {
+        let output = answer(sequence);
+        let Output::Completion { completion_tokens, .. } = output else { return Some(output) };
+        let from = sequence.made.len().min(completion_tokens);
+        let to = completion_tokens.min(from.saturating_add(self.cost.step_tokens));
+        sequence.made.extend_from_slice(&sequence.tokens[from..to]);
+        self.made.extend(sequence.tokens[from..to].iter().map(|&token| (id, token)));
+        (to == completion_tokens).then_some(output)
     }
 }
 
@@ -29,14 +43,34 @@ impl Engine for Echo {
         self.waiting.push_back((id, sequence));
     }
 
+    fn room(&self) -> usize {
+        self.batch.saturating_sub(self.waiting.len())
+    }
+
     fn step(&mut self) -> Result<(), StepError> {
         let count = self.batch.min(self.waiting.len());
-        if count > 0 && !self.step_cost.is_zero() {
-            std::thread::sleep(self.step_cost);
+        if count > 0 && self.cost.step_milliseconds > 0 {
+            std::thread::sleep(Duration::from_millis(self.cost.step_milliseconds));
         }
-        let answered = self.waiting.drain(..count).map(|(id, sequence)| (id, answer(&sequence)));
-        self.finished.extend(answered);
+        if self.cost.faults {
+            self.waiting.iter().take(count).try_for_each(|(_, sequence)| fault::trip(sequence))?;
+        }
+        if self.cost.step_tokens == 0 {
+            let answered = self.waiting.drain(..count).map(|(id, sequence)| (id, answer(&sequence)));
+            self.finished.extend(answered);
+            return Ok(());
+        }
+        for (id, mut sequence) in self.waiting.drain(..count).collect::<Vec<_>>().into_iter().rev() {
+            match self.advance(id, &mut sequence) {
+                Some(output) => self.finished.push((id, output)),
+                None => self.waiting.push_front((id, sequence)),
+            }
+        }
         Ok(())
+    }
+
+    fn made(&mut self) -> Vec<(SequenceId, u32)> {
+        std::mem::take(&mut self.made)
     }
 
     fn finished(&mut self) -> Vec<(SequenceId, Output)> {
@@ -45,6 +79,7 @@ impl Engine for Echo {
 
     fn remove(&mut self, id: SequenceId) {
         self.waiting.retain(|(waiting, _)| *waiting != id);
+        self.made.retain(|(made, _)| *made != id);
         self.finished.retain(|(finished, _)| *finished != id);
     }
 
@@ -105,7 +140,7 @@ mod tests {
     fn generate(prompt: &str, max_tokens: usize, stop: &[&str]) -> Output {
         let stop = stop.iter().map(|&text| text.to_owned()).collect();
         let params = SamplingParams { temperature: 1.0, top_p: 1.0, seed: 0, max_tokens, stop };
-        answer(&Sequence { tokens: prompt.bytes().map(u32::from).collect(), goal: Goal::Generate(params) })
+        answer(&Sequence::new(prompt.bytes().map(u32::from).collect(), Goal::Generate(params)))
     }
 
     #[test]
@@ -129,10 +164,28 @@ mod tests {
     }
 
     #[test]
+    fn a_text_made_in_steps_can_be_gone_on_with_at_any_token() {
+        let params = SamplingParams { temperature: 1.0, top_p: 1.0, seed: 0, max_tokens: 9, stop: Vec::new() };
+        for made in 0..=5 {
+            let mut echo = Echo::new(2, EchoCost { step_tokens: 2, ..EchoCost::default() });
+            let whole: Vec<u32> = (1..=5).collect();
+            let goal = Goal::Generate(params.clone());
+            echo.add(SequenceId(1), Sequence { made: whole[..made].to_vec(), ..Sequence::new(whole.clone(), goal) });
+            let mut tokens = whole[..made].to_vec();
+            while !echo.is_idle() {
+                echo.step().unwrap();
+                tokens.extend(echo.made().into_iter().map(|(_, token)| token));
+            }
+            assert_eq!(tokens, whole);
+            assert!(matches!(echo.finished()[0].1, Output::Completion { completion_tokens: 5, .. }));
+        }
+    }
+
+    #[test]
     fn a_step_finishes_no_more_than_its_batch() {
-        let mut echo = Echo::new(2, Duration::ZERO);
+        let mut echo = Echo::new(2, EchoCost::default());
         for id in 0..3 {
-            echo.add(SequenceId(id), Sequence { tokens: vec![1], goal: Goal::Embed });
+            echo.add(SequenceId(id), Sequence::new(vec![1], Goal::Embed));
         }
         echo.step().unwrap();
         assert_eq!(echo.finished().len(), 2);

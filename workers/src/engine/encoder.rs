@@ -12,6 +12,7 @@ use std::path::Path;
 use schemas::registry::Limits;
 
 use self::files::Files;
+pub use self::files::WEIGHTS;
 use self::model::Bert;
 use super::text::Text;
 use super::{Engine, LoadError, Output, Sequence, SequenceId, StepError};
@@ -36,7 +37,7 @@ impl Encoder {
         let tokens_max = limits.prompt_tokens.or(files.tokens_max).unwrap_or(positions).min(positions);
         let text = Text::embedding(files.tokenizer, tokens_max, files.config.hidden_size);
         let model = Bert::new(&files.config, files.pooling, files.weights)
-            .map_err(|error| LoadError::file(&folder.join(files::WEIGHTS), error))?;
+            .map_err(|error| LoadError::file(&folder.join(WEIGHTS), error))?;
         Ok((text, Self { model, batch: limits.batch, waiting: VecDeque::new(), finished: Vec::new() }))
     }
 
@@ -55,6 +56,10 @@ impl Encoder {
 impl Engine for Encoder {
     fn add(&mut self, id: SequenceId, sequence: Sequence) {
         self.waiting.push_back((id, sequence));
+    }
+
+    fn room(&self) -> usize {
+        self.batch.saturating_sub(self.waiting.len())
     }
 
     fn step(&mut self) -> Result<(), StepError> {

@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use schemas::registry::{Model, Task};
+use sha2::{Digest, Sha256};
 
 use super::Engine;
 use super::decoder::Decoder;
 use super::echo::{self, Echo};
-use super::encoder::Encoder;
+use super::encoder::{self, Encoder};
 use super::text::Text;
 
 /// The input limit of the echo engine, which has no model to set one.
@@ -19,6 +19,8 @@ const ECHO_TOKENS_MAX: usize = 16 << 20;
 pub struct Loaded {
     pub text: Arc<Text>,
     pub engine: Box<dyn Engine + Send>,
+    /// SHA-256 of the file with the weights.
+    pub digest: Option<String>,
 }
 
 /// Why a model's files cannot be used.
@@ -48,20 +50,30 @@ fn load_unguarded(model: &Model, files: Option<&Path>) -> Result<Loaded, LoadErr
     let limits = &model.limits;
     match (model.task, files) {
         (Task::Echo, _) => {
-            let cost = Duration::from_millis(model.echo.step_milliseconds);
             let text = Text::bytes(limits.prompt_tokens.unwrap_or(ECHO_TOKENS_MAX), echo::DIMENSIONS);
-            Ok(Loaded { text: Arc::new(text), engine: Box::new(Echo::new(limits.batch, cost)) })
+            Ok(Loaded { text: Arc::new(text), engine: Box::new(Echo::new(limits.batch, model.echo)), digest: None })
         }
         (Task::Embed, Some(folder)) => {
             let (text, encoder) = Encoder::load(folder, limits)?;
-            Ok(Loaded { text: Arc::new(text), engine: Box::new(encoder) })
+            let digest = Some(digest(&folder.join(encoder::WEIGHTS))?);
+            Ok(Loaded { text: Arc::new(text), engine: Box::new(encoder), digest })
         }
         (Task::Generate, Some(path)) => {
-            let (text, decoder) = Decoder::load(&gguf_file(path)?, limits)?;
-            Ok(Loaded { text, engine: Box::new(decoder) })
+            let file = gguf_file(path)?;
+            let (text, decoder) = Decoder::load(&file, limits)?;
+            Ok(Loaded { text, engine: Box::new(decoder), digest: Some(digest(&file)?) })
         }
         (Task::Embed | Task::Generate, None) => Err(LoadError::NoFiles),
     }
+}
+
+fn digest(weights: &Path) -> Result<String, LoadError> {
+    let hash = || {
+        let mut hasher = Sha256::new();
+        std::io::copy(&mut std::fs::File::open(weights)?, &mut hasher)?;
+        Ok::<_, std::io::Error>(hasher.finalize())
+    };
+    hash().map(|digest| format!("{digest:x}")).map_err(|error| LoadError::file(weights, error))
 }
 
 /// The file itself, or the only one of a folder.

@@ -5,14 +5,19 @@
 //! the endpoints turn a job's body into sequences and the outputs back into a body.
 
 pub mod decoder;
+mod driver;
 pub mod echo;
 pub mod encoder;
+mod fault;
 mod gguf;
 pub mod load;
+pub mod queue;
 mod sampling;
 pub mod template;
 pub mod text;
 pub mod thread;
+
+use serde::{Deserialize, Serialize};
 
 pub use load::{LoadError, Loaded, load};
 pub use text::TextError;
@@ -27,6 +32,24 @@ pub struct Sequence {
     /// The prompt, special tokens included. Never empty; checked against the model's limit by the endpoint.
     pub tokens: Vec<u32>,
     pub goal: Goal,
+    /// Tokens that were generated before, by a run that did not end: generation goes on after them as if it had.
+    pub made: Vec<u32>,
+}
+
+impl Sequence {
+    /// A sequence that begins at its beginning.
+    pub fn new(tokens: Vec<u32>, goal: Goal) -> Self {
+        Self { tokens, goal, made: Vec::new() }
+    }
+
+    /// What it is expected to cost, in tokens.
+    pub fn cost(&self) -> u64 {
+        let generated = match &self.goal {
+            Goal::Embed => 0,
+            Goal::Generate(params) => params.max_tokens - self.made.len().min(params.max_tokens),
+        };
+        (self.tokens.len() + generated) as u64
+    }
 }
 
 /// What is wanted of a sequence.
@@ -54,7 +77,7 @@ pub struct SamplingParams {
 }
 
 /// What an engine made of a sequence.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Output {
     Embedding(Vec<f32>),
     Completion {
@@ -65,7 +88,7 @@ pub enum Output {
     },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FinishReason {
     /// The model ended its text, or a stop string was met.
     Stop,
@@ -85,8 +108,14 @@ pub struct StepError(pub String);
 pub trait Engine {
     /// Takes a sequence in. It waits inside the engine until a step has room for it.
     fn add(&mut self, id: SequenceId, sequence: Sequence);
+    /// How many more sequences the next step would take. Those that wait outside can still be overtaken.
+    fn room(&self) -> usize;
     /// Advances what is inside. Does nothing when nothing is.
     fn step(&mut self) -> Result<(), StepError>;
+    /// Hands over the tokens that were generated since the last call, in their order.
+    fn made(&mut self) -> Vec<(SequenceId, u32)> {
+        Vec::new()
+    }
     /// Hands over what has finished since the last call.
     fn finished(&mut self) -> Vec<(SequenceId, Output)>;
     /// Forgets a sequence, wherever it stands. Unknown ids are ignored: it may just have finished.

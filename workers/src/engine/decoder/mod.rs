@@ -29,6 +29,7 @@ pub struct Decoder {
     batch: usize,
     waiting: VecDeque<(SequenceId, Sequence)>,
     running: Vec<Running>,
+    made: Vec<(SequenceId, u32)>,
     finished: Vec<(SequenceId, Output)>,
 }
 
@@ -58,7 +59,16 @@ impl Decoder {
     }
 
     fn new(model: Llama, text: Arc<Text>, ends: Vec<u32>, batch: usize) -> Self {
-        Self { model, text, ends, batch, waiting: VecDeque::new(), running: Vec::new(), finished: Vec::new() }
+        Self {
+            model,
+            text,
+            ends,
+            batch,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            made: Vec::new(),
+            finished: Vec::new(),
+        }
     }
 
     /// Gives waiting sequences the free places of the batch.
@@ -70,8 +80,14 @@ impl Decoder {
                 unreachable!("the endpoints of a generating model ask for nothing else")
             };
             let prompt_tokens = sequence.tokens.len();
-            let cache = self.model.cache();
-            self.running.push(Running { id, tokens: sequence.tokens, prompt_tokens, computed: 0, params, cache });
+            let mut tokens = sequence.tokens;
+            tokens.extend(sequence.made);
+            let running = Running { id, tokens, prompt_tokens, computed: 0, params, cache: self.model.cache() };
+            // A run that was taken over may have stood at its very end.
+            match self.end_of(&running) {
+                Some(output) => self.finished.push((id, output)),
+                None => self.running.push(running),
+            }
         }
     }
 
@@ -95,10 +111,16 @@ impl Decoder {
         let running = &mut self.running[index];
         let token = sample(logits, &running.params, running.tokens.len());
         running.tokens.push(token);
+        self.made.push((running.id, token));
+        self.end_of(&self.running[index])
+    }
+
+    /// The output of a sequence whose last token ends it.
+    fn end_of(&self, running: &Running) -> Option<Output> {
         let generated = &running.tokens[running.prompt_tokens..];
         let completion_tokens = generated.len();
         let done = |text, finish_reason| Some(Output::Completion { text, completion_tokens, finish_reason });
-        if self.ends.contains(&token) {
+        if self.ends.contains(generated.last()?) {
             return done(self.text.decode(&generated[..completion_tokens - 1]), FinishReason::Stop);
         }
         // A stop string may begin in any earlier token, so the whole text is looked at; it costs little beside a step.
@@ -118,6 +140,10 @@ impl Decoder {
 impl Engine for Decoder {
     fn add(&mut self, id: SequenceId, sequence: Sequence) {
         self.waiting.push_back((id, sequence));
+    }
+
+    fn room(&self) -> usize {
+        self.batch.saturating_sub(self.running.len() + self.waiting.len())
     }
 
     fn step(&mut self) -> Result<(), StepError> {
@@ -147,12 +173,17 @@ impl Engine for Decoder {
         Ok(())
     }
 
+    fn made(&mut self) -> Vec<(SequenceId, u32)> {
+        std::mem::take(&mut self.made)
+    }
+
     fn finished(&mut self) -> Vec<(SequenceId, Output)> {
         std::mem::take(&mut self.finished)
     }
 
     fn remove(&mut self, id: SequenceId) {
         self.waiting.retain(|(waiting, _)| *waiting != id);
+        self.made.retain(|(made, _)| *made != id);
         self.running.retain(|running| running.id != id);
         self.finished.retain(|(finished, _)| *finished != id);
     }

@@ -27,7 +27,7 @@ fn decoder(batch: usize) -> Decoder {
 
 fn sequence(tokens: Vec<u32>, max_tokens: usize, stop: &[String]) -> Sequence {
     let params = SamplingParams { temperature: 0.7, top_p: 0.9, seed: 3, max_tokens, stop: stop.to_vec() };
-    Sequence { tokens, goal: Goal::Generate(params) }
+    Sequence::new(tokens, Goal::Generate(params))
 }
 
 fn run(decoder: &mut Decoder, sequences: &[Sequence]) -> Vec<Output> {
@@ -100,4 +100,34 @@ fn a_removed_sequence_makes_room() {
     decoder.step().unwrap();
     assert_eq!(decoder.finished().len(), 1);
     assert!(decoder.is_idle());
+}
+
+#[test]
+fn a_text_that_is_taken_over_ends_as_it_would_have() {
+    for temperature in [0.0, 0.7] {
+        let mut decoder = decoder(2);
+        let mut whole = sequence(vec![3, 1, 4], 12, &[]);
+        if let Goal::Generate(params) = &mut whole.goal {
+            params.temperature = temperature;
+        }
+        decoder.add(SequenceId(1), whole.clone());
+        let mut tokens = Vec::new();
+        while !decoder.is_idle() {
+            decoder.step().unwrap();
+            tokens.extend(decoder.made().into_iter().map(|(_, token)| token));
+        }
+        let expected = decoder.finished().remove(0).1;
+        for made in 0..=tokens.len() {
+            let taken_over = Sequence { made: tokens[..made].to_vec(), ..whole.clone() };
+            decoder.add(SequenceId(2), taken_over);
+            let mut again = tokens[..made].to_vec();
+            let mut output = None;
+            while output.is_none() {
+                decoder.step().unwrap();
+                again.extend(decoder.made().into_iter().map(|(_, token)| token));
+                output = decoder.finished().pop();
+            }
+            assert_eq!((again, output.unwrap().1), (tokens.clone(), expected.clone()), "after {made} tokens");
+        }
+    }
 }

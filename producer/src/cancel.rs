@@ -1,0 +1,183 @@
+//! Cancelling a job: its result says so first, so that no worker can answer any more; then it leaves the queue, and the
+//! worker that may be running it is told to stop.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_nats::HeaderMap;
+use async_nats::jetstream::message::{PublishMessage, StreamMessage};
+use backon::{ExponentialBuilder, Retryable};
+use connect::{PublishFailure, classify_publish};
+use schemas::codec::Encoding;
+use schemas::log::{LogEvent, LogRecord};
+use schemas::result::{JobResult, NoResponse, NoResponseCode};
+use schemas::subject::{JobId, ReplyTokens, Token};
+use schemas::{header, stream};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::client::{Client, decode, queued_filter, stream_handle};
+use crate::submit::input_name;
+
+/// The status of a result that says its job was cancelled: nginx's for a client that went away.
+const CANCELLED: u16 = 499;
+/// The worker that the log of a cancelled job names.
+const SIGNATURE: &str = "inferq cancel";
+/// How long the server may be away while the result is stored.
+const STORE_RETRY: Duration = Duration::from_secs(20);
+
+/// What became of a cancellation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cancellation {
+    /// Its result says so. A worker that was running it stops, or its answer is dropped.
+    Cancelled,
+    /// Too late: there is a result.
+    Answered,
+    /// There is no such job, or no more.
+    Unknown,
+}
+
+impl Client {
+    /// Cancels a job. Doing it again finishes what a crash has left undone.
+    pub async fn cancel(&self, tenant: &Token, job_id: &JobId) -> anyhow::Result<Cancellation> {
+        let tokens = ReplyTokens { tenant: tenant.as_str(), job_id: job_id.as_str() };
+        let stored = self.stored(tenant, job_id).await?;
+        let subjects = self.queued(tenant, job_id).await?;
+        match stored {
+            Some(result) if subjects.is_empty() || !is_cancelled(&result) => return Ok(Cancellation::Answered),
+            Some(_) => {}
+            None if subjects.is_empty() => {
+                // It may have been answered between the two looks.
+                let answered = self.stored(tenant, job_id).await?.is_some();
+                return Ok(if answered { Cancellation::Answered } else { Cancellation::Unknown });
+            }
+            None => {}
+        }
+        let job = self.queued_job(&subjects[0]).await?;
+        let custom_id = match &job {
+            Some(job) => self.custom_id(tenant, job_id, job).await,
+            None => None,
+        };
+        let custom_id = custom_id.unwrap_or_else(|| job_id.to_string());
+        let encoding = job.as_ref().map_or(Encoding::Json, |job| encoding(&job.headers));
+        if !self.store_cancelled(tokens, encoding, custom_id).await?
+            && !self.is_stored_cancelled(tenant, job_id).await?
+        {
+            return Ok(Cancellation::Answered);
+        }
+        let jobs = stream_handle(&self.connection.jetstream, stream::JOBS).await?;
+        jobs.purge()
+            .filter(queued_filter(tenant, job_id))
+            .await
+            .context("the job could not be taken out of the queue")?;
+        self.tell(tokens, &subjects).await?;
+        if job.is_some_and(|job| job.headers.get(header::BODY).is_some()) {
+            self.inputs.remove(&input_name(tenant, job_id)).await?;
+        }
+        self.forget_attempts(tokens).await?;
+        Ok(Cancellation::Cancelled)
+    }
+
+    /// The message on a job's subject; none if it has just been answered.
+    async fn queued_job(&self, subject: &str) -> anyhow::Result<Option<StreamMessage>> {
+        use async_nats::jetstream::stream::DirectGetErrorKind::NotFound;
+        let jobs = stream_handle(&self.connection.jetstream, stream::JOBS).await?;
+        match jobs.direct_get_last_for_subject(subject).await {
+            Ok(message) => Ok(Some(message)),
+            Err(error) if error.kind() == NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The producer's own name for the job, where its payload can be read.
+    async fn custom_id(&self, tenant: &Token, job_id: &JobId, job: &StreamMessage) -> Option<String> {
+        #[derive(Deserialize)]
+        struct Named {
+            custom_id: Option<String>,
+        }
+        let payload = match job.headers.get(header::BODY) {
+            Some(_) => self.inputs.get(&input_name(tenant, job_id)).await.ok()?,
+            None => job.payload.clone(),
+        };
+        decode::<Named>(Some(&job.headers), &payload).ok()?.custom_id
+    }
+
+    /// Stores the result that says so; false if there is a result already.
+    async fn store_cancelled(
+        &self,
+        tokens: ReplyTokens<'_>,
+        encoding: Encoding,
+        custom_id: String,
+    ) -> anyhow::Result<bool> {
+        let message = "the job was cancelled before it was answered".to_owned();
+        let error = NoResponse { code: NoResponseCode::BatchCancelled, message };
+        let id = tokens.job_id.to_owned();
+        let result: JobResult = JobResult { id, custom_id, response: None, error: Some(error) };
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, encoding.content_type());
+        headers.insert(header::STATUS, CANCELLED.to_string());
+        let payload = encoding.encode(&result);
+        let message =
+            PublishMessage::build().payload(payload.into()).headers(headers).expected_last_subject_sequence(0);
+        let store = || async {
+            let sent = self.connection.jetstream.send_publish(tokens.result_subject(), message.clone()).await;
+            match sent {
+                Ok(ack) => ack.await,
+                Err(error) => Err(error),
+            }
+            .map_err(|error| classify_publish(&error))
+        };
+        let backoff =
+            ExponentialBuilder::default().with_jitter().without_max_times().with_total_delay(Some(STORE_RETRY));
+        match store.retry(backoff).when(PublishFailure::is_transient).await {
+            Ok(_) => Ok(true),
+            Err(PublishFailure::AlreadyStored) => Ok(false),
+            Err(failure) => Err(failure).context("the result that says `cancelled` could not be stored"),
+        }
+    }
+
+    /// Whether the stored result is one of ours: of an earlier try, or of somebody who cancels at the same time.
+    async fn is_stored_cancelled(&self, tenant: &Token, job_id: &JobId) -> anyhow::Result<bool> {
+        Ok(self.stored(tenant, job_id).await?.is_some_and(|result| is_cancelled(&result)))
+    }
+
+    /// Tells the workers of the job's model to stop it, and its log that it is over. Nobody answers.
+    async fn tell(&self, tokens: ReplyTokens<'_>, subjects: &[String]) -> anyhow::Result<()> {
+        let client = &self.connection.client;
+        for subject in subjects {
+            let Ok(model) = Token::decode(subject.split('.').nth(2).unwrap_or_default()) else { continue };
+            client.publish(tokens.cancel_subject(&Token::encode(&model)?), "".into()).await?;
+            let record = LogRecord {
+                time: OffsetDateTime::now_utc().format(&Rfc3339)?,
+                job_id: tokens.job_id.to_owned(),
+                model,
+                worker: SIGNATURE.to_owned(),
+                attempt: 0,
+                event: LogEvent::Finished { status_code: CANCELLED, run_seconds: 0.0, usage: None },
+            };
+            client.publish(tokens.log_subject(), Encoding::Json.encode(&vec![record]).into()).await?;
+        }
+        Ok(client.flush().await?)
+    }
+
+    /// Makes the next delivery of a job its first.
+    pub(crate) async fn forget_attempts(&self, tokens: ReplyTokens<'_>) -> anyhow::Result<()> {
+        let bucket = stream::ATTEMPTS_BUCKET;
+        let stream = self.connection.jetstream.get_stream_no_info(format!("KV_{bucket}")).await?;
+        let subject = format!("$KV.{bucket}.{}", tokens.key());
+        let purged = stream.purge().filter(subject).await;
+        purged.with_context(|| format!("bucket {bucket}: the attempts of the job could not be forgotten")).map(drop)
+    }
+}
+
+fn is_cancelled(result: &StreamMessage) -> bool {
+    result.headers.get(header::STATUS).is_some_and(|status| status.as_str() == CANCELLED.to_string())
+}
+
+/// How a job is written; its result is written in kind.
+fn encoding(headers: &HeaderMap) -> Encoding {
+    let content_type = headers.get(header::CONTENT_TYPE).map(|value| value.as_str());
+    Encoding::from_content_type(content_type).unwrap_or_default()
+}

@@ -1,0 +1,18 @@
+//! Pace: how fast a worker works, from which a backlog in seconds is told.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Where workers are asked for their pace; each answers to the reply subject.
+pub const SUBJECT: &str = "inferq.pace";
+
+/// A worker's answer. The unit is what the model's cost is counted in: tokens of text.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
+pub struct Pace {
+    pub worker: String,
+    pub model: String,
+    /// Seconds that this worker takes for a unit, all that it does at a time together. Null until it has done some work.
+    pub unit_seconds: Option<f64>,
+    /// Units of a job, on average. Null until it has done one.
+    pub job_cost: Option<f64>,
+}

@@ -1,0 +1,249 @@
+//! Deciding what becomes of a job: cheap refusals first, the engine last. Nothing is stored or acknowledged here.
+
+use std::sync::Arc;
+
+use schemas::codec::Encoding;
+use schemas::header::{self, CacheUse};
+use schemas::job::Job;
+use schemas::log::{LogEvent, Usage};
+use schemas::result::ErrorObject;
+use time::OffsetDateTime;
+
+use super::Delivery;
+use crate::attempts::{self, Next};
+use crate::bodies::BodyError;
+use crate::cache::Found;
+use crate::chunks::{Of, Published};
+use crate::endpoint::{self, Plan, Reject, Stamp};
+use crate::engine::queue::Place;
+use crate::engine::thread::{Done, EngineError, Work};
+use crate::engine::{Goal, Output, Sequence};
+use crate::outcome::Outcome;
+use crate::provenance::Made;
+
+/// Bodies above this are prepared apart from the runtime: tokenizing them takes milliseconds.
+const INLINE_BYTES_MAX: usize = 8 << 10;
+
+/// Why there is nothing to run.
+enum Refusal {
+    Rejected(Reject),
+    Failed(String),
+}
+
+impl Delivery {
+    /// What becomes of the job.
+    pub(super) async fn decide(&self) -> Outcome {
+        let is_redelivered = self.received.delivered > 1;
+        if is_redelivered && let Some(stored) = self.stored().await {
+            return stored;
+        }
+        let limit = self.station.model.limits.attempts;
+        let (max, wrong) = match self.received.attempts_max(limit) {
+            Ok(max) => (max, None),
+            Err(reject) => (limit, Some(reject)),
+        };
+        let mark = if is_redelivered { self.station.ledger.read(&self.received).await } else { None };
+        let next = attempts::next(self.received.delivered, mark, max);
+        let (Next::Run { attempts, .. } | Next::GiveUp { attempts, .. }) = next;
+        self.attempts.get_or_init(|| attempts);
+        self.log_start();
+        let alone = match next {
+            Next::Run { alone, .. } => alone,
+            Next::GiveUp { class, .. } => {
+                return Outcome::Exhausted { reason: "no attempt answered it".to_owned(), class };
+            }
+        };
+        if let Some(reject) = wrong.or_else(|| self.check().err()) {
+            return Outcome::Rejected(reject);
+        }
+        match self.prepare().await {
+            Ok(plan) => self.answer(plan, alone).await,
+            Err(Refusal::Rejected(reject)) => Outcome::Rejected(reject),
+            Err(Refusal::Failed(reason)) => Outcome::failed(reason, false, attempts),
+        }
+    }
+
+    fn log_start(&self) {
+        if self.received.delivered == 1 {
+            let lane = self.received.lane().to_string();
+            self.log.record(self.received.published, self.attempts().current, LogEvent::Queued { lane });
+        }
+        self.record(LogEvent::Started { queue_seconds: self.queued.as_secs_f64() });
+    }
+
+    /// Refuses what subject and headers say wrongly.
+    fn check(&self) -> Result<(), Reject> {
+        self.received.check_subject()?;
+        self.received.deadline()?;
+        self.received.may_cache()?;
+        self.received.streams()?;
+        Ok(())
+    }
+
+    /// Reads the job and turns it into sequences.
+    async fn prepare(&self) -> Result<Plan, Refusal> {
+        let encoding = self.received.encoding().map_err(|error| {
+            let param = header::CONTENT_TYPE.to_owned();
+            let error = ErrorObject::invalid("unsupported_content_type", param, error.to_string());
+            Refusal::Rejected(Reject { status: 415, error })
+        })?;
+        let payload = self.station.bodies.payload(&self.received, self.station.model.limits.body_bytes).await;
+        let payload = payload.map_err(|error| match error {
+            BodyError::Rejected(reject) => Refusal::Rejected(reject),
+            BodyError::Failed(reason) => Refusal::Failed(reason),
+        })?;
+        let payload = self.payload.get_or_init(|| payload).clone();
+        let station = Arc::clone(&self.station);
+        let job_id = self.job_id.clone();
+        let is_short = payload.len() <= INLINE_BYTES_MAX;
+        let prepare = move || {
+            let mut job = read(&payload, encoding)?;
+            let plan = endpoint::prepare(&job, &job_id, &station.model, &station.text);
+            Ok((job.custom_id.take(), plan))
+        };
+        let prepared = match is_short {
+            true => prepare(),
+            false => match tokio::task::spawn_blocking(prepare).await {
+                Ok(prepared) => prepared,
+                // The delivery deals with panics, wherever they happen.
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
+            },
+        };
+        let (custom_id, plan) = prepared.map_err(Refusal::Rejected)?;
+        self.custom_id.get_or_init(|| custom_id);
+        plan.map_err(Refusal::Rejected)
+    }
+
+    /// Runs the engine and makes the answer of what it gives.
+    async fn answer(&self, mut plan: Plan, alone: bool) -> Outcome {
+        let streams = (plan.streams || self.received.streams() == Ok(true)) && plan.sequences.len() == 1;
+        let created = match streams {
+            // All chunks say the same, whichever worker makes them.
+            true => self.received.published,
+            false => OffsetDateTime::now_utc(),
+        };
+        let stamp = Stamp {
+            model: &self.station.model.name,
+            job_id: &self.job_id,
+            created: created.unix_timestamp(),
+            prompt_tokens: plan.sequences.iter().map(|sequence| sequence.tokens.len() as u64).sum(),
+        };
+        let sequences = std::mem::take(&mut plan.sequences);
+        let outputs = match streams {
+            true => self.stream(sequences, &plan, alone, stamp).await,
+            false => self.compute(sequences, &plan, alone).await,
+        };
+        match outputs {
+            Ok(outputs) => {
+                let (body, usage) = plan.answer.body(outputs, stamp);
+                Outcome::Completed { body: Box::new(body), usage }
+            }
+            Err(error) => {
+                let suspect = match error {
+                    EngineError::Failed { is_alone, .. } => is_alone,
+                    EngineError::Stopped => alone,
+                };
+                Outcome::failed(error.to_string(), suspect, self.attempts())
+            }
+        }
+    }
+
+    /// The outputs, from the cache where they are there, or else from the engine.
+    async fn compute(&self, sequences: Vec<Sequence>, plan: &Plan, alone: bool) -> Result<Vec<Output>, EngineError> {
+        let cache = &self.station.cache;
+        let may_cache = plan.is_repeatable && !alone && sequences.iter().all(|sequence| sequence.made.is_empty());
+        if !may_cache || !cache.is_enabled() || self.received.may_cache() != Ok(true) {
+            return Ok(self.compute_anew(sequences, plan, alone, None).await?.outputs);
+        }
+        match cache.find(cache.key(self.received.tokens().tenant, &sequences)).await {
+            Found::Done(outputs, used) => {
+                self.station.metrics.count_cache(used);
+                self.made.get_or_init(|| Made { seed: plan.seed, cache: Some(used), ..Made::default() });
+                Ok(outputs)
+            }
+            Found::ToDo(turn) => {
+                self.station.metrics.count_cache(CacheUse::Miss);
+                let done = self.compute_anew(sequences, plan, alone, Some(CacheUse::Miss)).await?;
+                turn.done(&done.outputs, done.prefill + done.decode).await;
+                Ok(done.outputs)
+            }
+        }
+    }
+
+    async fn compute_anew(
+        &self,
+        sequences: Vec<Sequence>,
+        plan: &Plan,
+        alone: bool,
+        cache: Option<CacheUse>,
+    ) -> Result<Done, EngineError> {
+        let done = self.run_engine(sequences, alone).await?;
+        let run = Some((done.prefill, done.decode));
+        self.made.get_or_init(|| Made { seed: plan.seed, cache, run, ..Made::default() });
+        Ok(done)
+    }
+
+    /// The same, with tokens published as they are made. What another delivery has published is gone on with.
+    async fn stream(
+        &self,
+        mut sequences: Vec<Sequence>,
+        plan: &Plan,
+        alone: bool,
+        stamp: Stamp<'_>,
+    ) -> Result<Vec<Output>, EngineError> {
+        let Goal::Generate(params) = &sequences[0].goal else { return self.compute(sequences, plan, alone).await };
+        let chunks = &self.station.chunks;
+        let (subject, stop) = (self.received.tokens().token_subject(), params.stop.clone());
+        let of = Of { subject: &subject, answer: &plan.answer, stamp, text: &self.station.text, stop: &stop };
+        let mut published = match self.received.delivered {
+            1 => Published::default(),
+            _ => chunks.read(&subject).await,
+        };
+        let before = published.tokens.clone();
+        sequences[0].made.clone_from(&before);
+        let outputs = tokio::select! {
+            biased;
+            outputs = self.compute(sequences, plan, alone) => outputs?,
+            () = chunks.follow(&mut published, self.followed.subscribe(), of) => unreachable!("follows for ever"),
+        };
+        if let [Output::Completion { text, completion_tokens, finish_reason }] = outputs.as_slice() {
+            let completion_tokens = *completion_tokens as u64;
+            let usage = Usage {
+                prompt_tokens: stamp.prompt_tokens,
+                completion_tokens: Some(completion_tokens),
+                total_tokens: stamp.prompt_tokens + completion_tokens,
+            };
+            let tokens = [before, self.followed.borrow().tokens.clone()].concat();
+            chunks.end(&mut published, &tokens, text, (*finish_reason, usage), of).await;
+        }
+        Ok(outputs)
+    }
+
+    /// Hands the sequences to the engine, once the attempt is noted where it has to be.
+    async fn run_engine(&self, sequences: Vec<Sequence>, alone: bool) -> Result<Done, EngineError> {
+        let place = Place { lane: self.received.lane(), tenant: self.received.tokens().tenant.into() };
+        let work = Work { sequences, place, followed: self.followed.clone() };
+        let (engine, ledger) = (&self.station.engine, &self.station.ledger);
+        let current = self.attempts().current;
+        match (self.received.delivered, alone) {
+            (1, _) => engine.run(work).await,
+            (_, false) => {
+                ledger.write(&self.received, current, false).await;
+                engine.run(work).await
+            }
+            (_, true) => {
+                let noted = async { ledger.write(&self.received, current, true).await.then_some(()) };
+                engine.run_alone(work, noted).await
+            }
+        }
+    }
+}
+
+/// The job of a payload.
+fn read(payload: &[u8], encoding: Encoding) -> Result<Job, Reject> {
+    encoding.decode(payload).map_err(|error| {
+        let param = Some(error.path.clone()).filter(|path| !path.is_empty() && !error.is_syntax);
+        let code = if error.is_syntax { "invalid_body" } else { "invalid_value" };
+        Reject::invalid(code, param, format!("the job cannot be read: {error}"))
+    })
+}

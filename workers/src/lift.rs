@@ -1,0 +1,244 @@
+//! Lifting: within a lane, one tenant's million jobs do not hold back another tenant's ten.
+//!
+//! The server delivers a lane in the order of publication. While a long queue waits, a worker looks for tenants whose
+//! jobs it holds too few of, moves some of theirs to the lane of lifted jobs, which it pulls from beside the others, and
+//! the engine's queue then shares the engine out between tenants. A short queue is left alone.
+//!
+//! A job is moved by storing a copy and deleting the original. Two workers that move the same one store it once; a
+//! worker that dies in between leaves a job that is run twice and answered once.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_nats::header::NATS_SUBJECT;
+use async_nats::jetstream::message::{PublishMessage, StreamMessage};
+use async_nats::jetstream::{Context, kv, stream::Stream};
+use async_nats::{HeaderMap, Subscriber};
+use connect::{PublishFailure, classify_publish};
+use futures::StreamExt;
+use schemas::subject::{LIFTED, Lane, Token, waiting_filter};
+use schemas::{header, stream};
+use tokio_util::sync::CancellationToken;
+
+use crate::joblog::rfc3339;
+use crate::received::deadline_of;
+use crate::station::Station;
+
+/// How often a worker looks.
+const LOOK: Duration = Duration::from_millis(200);
+/// Queues that take less than this are left alone.
+const LONG: f64 = 0.5;
+/// Tenants that are looked after at a time.
+const TENANTS_MAX: usize = 4096;
+
+/// The jobs of each tenant that this worker holds, and where each lane's consumer stands.
+#[derive(Clone, Debug, Default)]
+pub struct Held {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    jobs: HashMap<(Lane, Arc<str>), usize>,
+    heads: HashMap<Lane, u64>,
+}
+
+/// A job that is held. It counts until this is dropped.
+#[derive(Debug)]
+pub struct Hold {
+    held: Held,
+    key: (Lane, Arc<str>),
+}
+
+impl Held {
+    /// Counts a job. `head` is its sequence, where it came in the order of its lane.
+    pub fn take(&self, lane: Lane, tenant: &str, head: Option<u64>) -> Hold {
+        let key: (Lane, Arc<str>) = (lane, tenant.into());
+        let mut state = self.state.lock().expect("no panic while held");
+        *state.jobs.entry(key.clone()).or_default() += 1;
+        if let Some(head) = head {
+            let known = state.heads.entry(lane).or_default();
+            *known = head.max(*known);
+        }
+        Hold { held: self.clone(), key }
+    }
+
+    fn count(&self, lane: Lane, tenant: &str) -> usize {
+        let state = self.state.lock().expect("no panic while held");
+        state.jobs.get(&(lane, tenant.into())).copied().unwrap_or(0)
+    }
+
+    fn head(&self, lane: Lane) -> u64 {
+        self.state.lock().expect("no panic while held").heads.get(&lane).copied().unwrap_or(0)
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut state = self.held.state.lock().expect("no panic while held");
+        if let Some(count) = state.jobs.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                state.jobs.remove(&self.key);
+            }
+        }
+    }
+}
+
+/// Who has jobs in the lanes of a model, as far as producers and workers have noted it.
+#[derive(Clone, Debug)]
+pub struct Tenants {
+    noted: kv::Store,
+    by_us: Arc<Mutex<HashSet<String>>>,
+}
+
+impl Tenants {
+    pub async fn new(jetstream: &Context) -> Result<Self, async_nats::jetstream::context::KeyValueError> {
+        let noted = jetstream.get_key_value(stream::TENANTS_BUCKET).await?;
+        Ok(Self { noted, by_us: Arc::default() })
+    }
+
+    /// Notes a tenant that has a job. True the first time.
+    pub fn first_seen(&self, model: &Token, lane: Lane, tenant: &str) -> Option<String> {
+        let mut by_us = self.by_us.lock().expect("no panic while held");
+        let key = stream::tenant_key(model, lane, tenant);
+        (by_us.len() < TENANTS_MAX && by_us.insert(key.clone())).then_some(key)
+    }
+
+    pub async fn note(&self, key: String) {
+        // Noted again by the next worker that sees the tenant.
+        let _ = self.noted.put(key, "".into()).await;
+    }
+
+    async fn of(&self, model: &Token, lane: Lane) -> Vec<String> {
+        let prefix = stream::tenant_key(model, lane, "");
+        let Ok(keys) = self.noted.keys().await else { return Vec::new() };
+        let tenant = |key: String| key.strip_prefix(&prefix).map(str::to_owned);
+        keys.filter_map(|key| async { key.ok().and_then(tenant) }).take(TENANTS_MAX).collect().await
+    }
+}
+
+/// Looks after one lane until `stop`.
+pub async fn look_after(station: Arc<Station>, lane: Lane, jobs: Stream<()>, stop: CancellationToken) {
+    let mut lifter = Lifter { station, lane, jobs, tenants: HashSet::new(), published: None };
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+        if lifter.is_long() {
+            lifter.look().await;
+        } else {
+            lifter.rest();
+        }
+    }
+}
+
+struct Lifter {
+    station: Arc<Station>,
+    lane: Lane,
+    jobs: Stream<()>,
+    /// Those that may have jobs waiting.
+    tenants: HashSet<String>,
+    /// What is being published, while the queue is long.
+    published: Option<Subscriber>,
+}
+
+impl Lifter {
+    /// Whether a newcomer would wait for long, and there is room for what would be lifted.
+    fn is_long(&self) -> bool {
+        let waiting = self.station.metrics.waiting(self.lane.as_str());
+        waiting > self.station.model.limits.in_flight as u64 && self.station.pace.seconds(waiting) > LONG
+    }
+
+    fn rest(&mut self) {
+        self.published = None;
+        self.tenants.clear();
+    }
+
+    async fn look(&mut self) {
+        self.learn().await;
+        if self.station.metrics.waiting(LIFTED) > 0 {
+            return;
+        }
+        let batch = self.station.model.limits.batch;
+        for tenant in self.tenants.iter().cloned().collect::<Vec<_>>() {
+            let missing = batch.saturating_sub(self.station.held.count(self.lane, &tenant));
+            for _ in 0..missing {
+                match self.lift_next(&tenant).await {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(failure) => {
+                        tracing::warn!(%failure, "job not lifted; it is run in its turn");
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Notes who has published.
+    async fn learn(&mut self) {
+        let token = self.station.model.token();
+        let Some(published) = &mut self.published else {
+            let filter = waiting_filter(&token, self.lane);
+            // One of the workers is told of each job: together they know all tenants.
+            self.published = self.station.client.queue_subscribe(filter, LIFTED.to_owned()).await.ok();
+            self.tenants = self.station.tenants.of(&token, self.lane).await.into_iter().collect();
+            return;
+        };
+        while let Some(Some(message)) = futures::FutureExt::now_or_never(published.next()) {
+            let tenant = message.subject.split('.').nth(4).unwrap_or_default();
+            if self.tenants.len() < TENANTS_MAX && !self.tenants.contains(tenant) {
+                self.tenants.insert(tenant.to_owned());
+            }
+        }
+    }
+
+    /// Moves the next job of a tenant that is far enough from its turn. False if there is none.
+    async fn lift_next(&self, tenant: &str) -> Result<bool, PublishFailure> {
+        let far = self.station.held.head(self.lane) + 2 * self.station.model.limits.in_flight as u64;
+        let filter = format!("inferq.jobs.{}.{}.{tenant}.*", self.station.model.token(), self.lane);
+        let Ok(job) = self.jobs.direct_get_next_for_subject(filter, Some(far)).await else { return Ok(false) };
+        let message = PublishMessage::build().payload(job.payload.clone()).headers(self.headers(&job));
+        let subject = job.subject.replacen(&format!(".{}.", self.lane), &format!(".{LIFTED}."), 1);
+        let sent = match self.station.jetstream.send_publish(subject, message).await {
+            Ok(ack) => ack.await,
+            Err(error) => Err(error),
+        };
+        match sent.map_err(|error| classify_publish(&error)) {
+            Ok(_) | Err(PublishFailure::AlreadyStored) => {}
+            Err(failure) => return Err(failure),
+        }
+        if let Err(error) = self.jobs.delete_message(job.sequence).await {
+            tracing::debug!(%error, "lifted job was gone already");
+        }
+        self.station.metrics.lifted.inc();
+        Ok(true)
+    }
+
+    /// The job's own headers, with what its new message cannot say by itself.
+    fn headers(&self, job: &StreamMessage) -> HeaderMap {
+        let left_out = [header::MESSAGE_ID, header::TIMEOUT, header::DEADLINE, NATS_SUBJECT.as_ref()];
+        let mut headers: HeaderMap = job
+            .headers
+            .iter()
+            .filter(|(name, _)| !left_out.contains(&name.as_ref()))
+            .filter_map(|(name, values)| Some((name.clone(), values.first()?.clone())))
+            .collect();
+        let value = |name| job.headers.get(name).map(|value| value.as_str());
+        match deadline_of(value(header::DEADLINE), value(header::TIMEOUT), job.time) {
+            Ok(Some(deadline)) => headers.insert(header::DEADLINE, rfc3339(deadline)),
+            Ok(None) => {}
+            // Kept as it is: whoever runs the job refuses it.
+            Err(_) => [header::DEADLINE, header::TIMEOUT]
+                .into_iter()
+                .filter_map(|name| Some((name, value(name)?)))
+                .for_each(|(name, value)| headers.insert(name, value)),
+        }
+        headers.insert(header::LANE, self.lane.as_str());
+        headers.insert(header::PUBLISHED, rfc3339(job.time));
+        headers
+    }
+}
