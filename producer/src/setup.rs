@@ -273,7 +273,6 @@ fn consumer_config(declared: &Consumer, existing: pull::Config) -> pull::Config 
         backoff: Vec::new(),
         // An idle queue must not lose its consumer.
         inactive_threshold: Duration::ZERO,
-        headers_only: false,
         max_ack_pending: declared.ack_pending_max,
         max_waiting: WAITING_PULLS_MAX,
         ..existing
@@ -295,7 +294,6 @@ fn pull_config(consumer: &PullConsumer) -> pull::Config {
         inactive_threshold: config.inactive_threshold,
         headers_only: config.headers_only,
         filter_subject: config.filter_subject,
-        headers_only: config.headers_only,
         max_waiting: config.max_waiting,
         max_ack_pending: config.max_ack_pending,
         ..Default::default()

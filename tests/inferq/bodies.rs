@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use async_nats::jetstream::object_store::ObjectStore;
 use connect::PublishFailure;
-use producer::bucket::BODY_BYTES_MAX;
+use connect::bucket::BODY_BYTES_MAX;
 use producer::{Submission, SubmitError, SubmitOptions, Submitted, WhenFull};
 use schemas::codec::Encoding;
 use schemas::stream::{BLOBS_BUCKET, INPUTS_BUCKET, JOBS, RESULTS};
