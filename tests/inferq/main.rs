@@ -10,6 +10,7 @@ mod dead;
 mod delivery;
 mod documents;
 mod endpoints;
+mod fairness;
 mod interop;
 mod lifecycle;
 mod logger;

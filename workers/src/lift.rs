@@ -26,7 +26,7 @@ use crate::received::deadline_of;
 use crate::station::Station;
 
 /// How often a worker looks.
-const LOOK: Duration = Duration::from_millis(200);
+const LOOK: Duration = Duration::from_millis(100);
 /// Queues that take less than this are left alone.
 const LONG: f64 = 0.5;
 /// Tenants that are looked after at a time.
@@ -162,9 +162,10 @@ impl Lifter {
         if self.station.metrics.waiting(LIFTED) > 0 {
             return;
         }
-        let batch = self.station.model.limits.batch;
+        let limits = &self.station.model.limits;
+        let enough = limits.batch.max(limits.in_flight / 4);
         for tenant in self.tenants.iter().cloned().collect::<Vec<_>>() {
-            let missing = batch.saturating_sub(self.station.held.count(self.lane, &tenant));
+            let missing = enough.saturating_sub(self.station.held.count(self.lane, &tenant));
             for _ in 0..missing {
                 match self.lift_next(&tenant).await {
                     Ok(true) => {}
