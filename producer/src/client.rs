@@ -17,7 +17,7 @@ use schemas::result::JobResult;
 use schemas::subject::{JobId, Lane, ReplyTokens, Token, lane_filter, live_subject};
 use schemas::{header, stream};
 
-use crate::bucket::{Bucket, BucketError};
+use connect::bucket::{BODY_BYTES_MAX, Bucket, BucketError};
 
 /// A live result may be missed (core NATS drops for slow readers); the stored one is looked up this often.
 const LOOK_UP_EVERY: Duration = Duration::from_secs(5);
@@ -42,6 +42,13 @@ pub enum ReadError {
     Body(#[from] BucketError),
     #[error("no answer from the server: {0}")]
     Server(String),
+}
+
+impl ReadError {
+    /// Whether the same question may be answered later.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Server(_) | Self::Body(BucketError::Server { .. }))
+    }
 }
 
 impl Client {
@@ -109,7 +116,7 @@ impl Client {
     /// The payload of a result, from the message or from the object that it names.
     pub(crate) async fn payload(&self, headers: Option<&HeaderMap>, payload: &Bytes) -> Result<Bytes, BucketError> {
         match headers.and_then(|headers| headers.get(header::BODY)) {
-            Some(name) => self.blobs.get(name.as_str()).await,
+            Some(name) => self.blobs.get(name.as_str(), BODY_BYTES_MAX).await,
             None => Ok(payload.clone()),
         }
     }
@@ -126,7 +133,8 @@ impl Client {
         loop {
             match self.result(tenant, job_id).await {
                 Ok(Some(result)) => return Ok(result),
-                Ok(None) | Err(ReadError::Server(_)) => {}
+                Ok(None) => {}
+                Err(error) if error.is_transient() => {}
                 Err(error) => return Err(error),
             }
             match tokio::time::timeout(LOOK_UP_EVERY, live.next()).await {

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::object_store::ObjectStore;
-use producer::bucket::BODY_BYTES_MAX;
-use producer::{SubmitError, Submitted};
+use connect::PublishFailure;
+use connect::bucket::BODY_BYTES_MAX;
+use producer::{Submission, SubmitError, SubmitOptions, Submitted, WhenFull};
 use schemas::codec::Encoding;
 use schemas::stream::{BLOBS_BUCKET, INPUTS_BUCKET, JOBS, RESULTS};
 use schemas::subject::JobId;
@@ -74,6 +75,18 @@ async fn a_large_job_that_is_refused_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn a_body_that_its_bucket_has_no_room_for_leaves_no_part_of_it() {
+    let registry = format!("{}[storage]\nblobs_bytes = 2000000\n", echo_registry(0, ""));
+    let deployment = Deployment::new(&registry).await;
+    let options = SubmitOptions { when_full: WhenFull::Refuse, ..Default::default() };
+    let submission = Submission { options, ..submission(&chat(&"x".repeat(LARGE)), Encoding::Json) };
+    let error = deployment.client.submit(&submission).await.unwrap_err();
+    assert!(matches!(error, SubmitError::Failed(PublishFailure::Full(_))), "{error}");
+    assert_eq!(deployment.count(&format!("OBJ_{INPUTS_BUCKET}")).await.0, 0);
+    assert_eq!(deployment.count(JOBS).await.1, 0);
+}
+
+#[tokio::test]
 async fn a_large_result_is_read_as_any_other() {
     let deployment = Deployment::new(&echo_registry(0, "")).await;
     let text = "y".repeat(LARGE);
@@ -118,7 +131,7 @@ async fn a_large_job_and_its_large_result_round_trip() {
 async fn a_batch_file_has_large_rows_and_large_answers() {
     let (deployment, _worker) = Deployment::with_worker(&echo_registry(0, "completion_tokens = 10000000")).await;
     let row = |number: usize| {
-        let mut row = chat(&number.to_string().repeat(if number % 2 == 0 { 10 } else { LARGE }));
+        let mut row = chat(&number.to_string().repeat(if number.is_multiple_of(2) { 10 } else { LARGE }));
         row["custom_id"] = json!(number.to_string());
         row.to_string()
     };
@@ -129,7 +142,7 @@ async fn a_batch_file_has_large_rows_and_large_answers() {
     for line in std::fs::read_to_string(&output).unwrap().lines() {
         let line: Value = serde_json::from_str(line).unwrap();
         let number: usize = line["custom_id"].as_str().unwrap().parse().unwrap();
-        let wanted = number.to_string().repeat(if number % 2 == 0 { 10 } else { LARGE });
+        let wanted = number.to_string().repeat(if number.is_multiple_of(2) { 10 } else { LARGE });
         assert!(content(&line) == wanted, "row {number}");
     }
     assert_eq!(deployment.count(RESULTS).await.0, 6);

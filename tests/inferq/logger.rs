@@ -154,6 +154,17 @@ async fn a_job_leaves_lines_of_its_log_and_its_outcome() {
 }
 
 #[tokio::test]
+async fn a_logger_stops_when_the_server_is_away_too() {
+    let (deployment, _worker) = Deployment::with_worker(&echo_registry(0, "")).await;
+    let folder = deployment.folder.path().join("log");
+    let mut logger = Logger::start(&deployment, &folder, &[]);
+    answer_many(&deployment, 1).await;
+    line_where(&folder, "the outcome is written", |line| line["kind"] == "result").await;
+    drop(deployment.server);
+    assert_eq!(logger.end("-TERM").await, Some(0));
+}
+
+#[tokio::test]
 async fn dead_letters_and_advisories_are_lines_too() {
     let deployment = Deployment::new(&echo_registry(0, "")).await;
     let folder = deployment.folder.path().join("log");

@@ -3,9 +3,11 @@
 mod bad_input;
 mod batch;
 mod bodies;
+mod cache;
 mod cancel;
 mod command;
 mod dead;
+mod delivery;
 mod documents;
 mod endpoints;
 mod interop;
@@ -15,4 +17,5 @@ mod numerics;
 mod submit;
 mod support;
 mod tidy;
+mod tokens;
 mod topology;

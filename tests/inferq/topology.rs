@@ -1,6 +1,7 @@
 //! NATS servers as they are really run: alone, as a cluster, restarted, behind TLS and passwords.
 
 mod access;
+mod settings;
 
 use std::process::{Command, Stdio};
 
@@ -10,16 +11,16 @@ use schemas::stream::{JOBS, RESULTS};
 
 use crate::support::{Cluster, Deployment, chat, content, echo_registry, eventually, program, submission};
 
-/// Small sizes, since each node of a cluster reserves them.
-const REPLICATED: &str = "[storage]\nreplicas = 3\njobs_bytes = 67108864\nresults_bytes = 67108864\n\
-                          logs_bytes = 67108864\nblobs_bytes = 67108864\n";
+/// Small sizes, since each node of a cluster reserves them; the registry's last table.
+const SMALL: &str = "[storage]\njobs_bytes = 67108864\nresults_bytes = 67108864\nlogs_bytes = 67108864\n\
+                     blobs_bytes = 67108864\n";
 
 /// Publishes so many jobs, one after the other, whatever happens to the server meanwhile, and gives their ids.
 async fn publish(deployment: &Deployment, count: usize) -> Result<Vec<String>, SubmitError> {
     let mut ids = Vec::new();
     for number in 0..count {
         let job = submission(&chat(&number.to_string()), Encoding::Json);
-        // A second try of a publish whose answer was lost finds its first.
+        // A second try of a publish whose answer was lost finds its first, which is a success as well.
         deployment.client.submit(&job).await?;
         ids.push(job.address.job_id.to_string());
     }
@@ -37,7 +38,7 @@ async fn check_answered_once(deployment: &Deployment, ids: &[String]) {
 #[tokio::test]
 async fn a_cluster_loses_no_job_with_the_leader_of_the_queue() {
     let cluster = Cluster::start().await;
-    let registry = echo_registry(20, "ack_wait_seconds = 5") + REPLICATED;
+    let registry = echo_registry(20, "ack_wait_seconds = 5") + SMALL + "replicas = 3\n";
     let deployment = Deployment::on(&cluster.urls(), &registry).await;
     let jobs = deployment.stream(JOBS).await.cached_info().clone();
     assert_eq!((jobs.config.num_replicas, jobs.cluster.unwrap().replicas.len()), (3, 2));

@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
+use connect::ConnectError;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -41,7 +42,8 @@ pub fn run<C: Parser, F: Future<Output = anyhow::Result<()>>>(program: impl FnOn
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{name}: {error:#}");
-            ExitCode::from(if error.is::<Usage>() { EXIT_USAGE } else { 1 })
+            let wrong_options = error.downcast_ref::<ConnectError>().is_some_and(ConnectError::is_usage);
+            ExitCode::from(if error.is::<Usage>() || wrong_options { EXIT_USAGE } else { 1 })
         }
     }
 }

@@ -2,11 +2,12 @@
 
 use std::io::Read;
 use std::path::Path;
+use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use connect::NatsArgs;
-use producer::{Client, Submission, SubmitOptions, Submitted, WhenFull, cost};
+use producer::{Client, Submission, SubmitError, SubmitOptions, Submitted, WhenFull, cost};
 use schemas::codec;
 use schemas::job::{Endpoint, Job, Method};
 use schemas::subject::{Address, JobId, Lane};
@@ -19,6 +20,9 @@ use super::results::{print_result, wait};
 use super::{BadInput, Usage, connect, print_json, print_line, tenant_token};
 use crate::config::{self, Encoding, Output, SubmitArgs};
 
+/// How long a person sees nothing while a job is not stored.
+const QUIET_MAX: Duration = Duration::from_secs(2);
+
 pub async fn run(nats: &NatsArgs, output: Output, args: SubmitArgs) -> anyhow::Result<u8> {
     let tenant = tenant_token(&args.tenant)?;
     let job = match &args.file {
@@ -28,7 +32,7 @@ pub async fn run(nats: &NatsArgs, output: Output, args: SubmitArgs) -> anyhow::R
     let submission = submission(&args, &job)?;
     let job_id = submission.address.job_id.clone();
     let client = Client::new(connect(nats).await?);
-    let submitted = client.submit(&submission).await?;
+    let submitted = submit(&client, &submission).await?;
     if let Some(note) = note(submitted, &job_id) {
         eprintln!("{note}");
     }
@@ -46,6 +50,16 @@ pub async fn run(nats: &NatsArgs, output: Output, args: SubmitArgs) -> anyhow::R
         Output::Text => print_line(job_id.as_str())?,
     }
     Ok(0)
+}
+
+/// Publishes; says so when that takes a while.
+async fn submit(client: &Client, submission: &Submission) -> Result<Submitted, SubmitError> {
+    let mut submitting = pin!(client.submit(submission));
+    if let Ok(submitted) = tokio::time::timeout(QUIET_MAX, &mut submitting).await {
+        return submitted;
+    }
+    eprintln!("not stored yet: the queue is full or the server is away; trying on, Ctrl-C gives up");
+    submitting.await
 }
 
 /// What became of the job, where it was not simply stored.

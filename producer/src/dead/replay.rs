@@ -5,7 +5,7 @@
 use anyhow::Context as _;
 use async_nats::HeaderMap;
 use async_nats::jetstream::message::{PublishMessage, StreamMessage};
-use schemas::subject::{Address, LIFTED, Lane, ReplyTokens};
+use schemas::subject::{Address, LIFTED, Lane, Token};
 use schemas::{header, stream};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -52,7 +52,7 @@ impl Client {
         let message = dead.direct_get(letter.sequence).await;
         let message = message.with_context(|| format!("dead letter {}", letter.job_id))?;
         let headers = headers(letter, &address, OffsetDateTime::now_utc())?;
-        if !self.forget_result(letter.tokens()).await? {
+        if !self.forget_result(&address).await? {
             self.delete_letter(letter).await?;
             return Ok(Replayed::Answered);
         }
@@ -65,16 +65,16 @@ impl Client {
     }
 
     /// Deletes the stored result, which would stand before the new one; false if it is an answer, which is kept.
-    async fn forget_result(&self, tokens: ReplyTokens<'_>) -> anyhow::Result<bool> {
-        let results = stream_handle(&self.connection.jetstream, stream::RESULTS).await?;
-        let subject = tokens.result_subject();
-        let stored = results.direct_get_last_for_subject(subject.as_str()).await.ok();
-        if stored.as_ref().is_some_and(is_answer) {
+    async fn forget_result(&self, address: &Address) -> anyhow::Result<bool> {
+        let tenant = Token::encode(&address.tenant)?;
+        let Some(stored) = self.stored(&tenant, &address.job_id).await? else { return Ok(true) };
+        if is_answer(&stored) {
             return Ok(false);
         }
-        let purged = results.purge().filter(subject).await;
+        let results = stream_handle(&self.connection.jetstream, stream::RESULTS).await?;
+        let purged = results.purge().filter(stored.subject.as_str()).await;
         purged.context("the earlier result could not be deleted")?;
-        if let Some(name) = stored.as_ref().and_then(|result| result.headers.get(header::BODY)) {
+        if let Some(name) = stored.headers.get(header::BODY) {
             self.blobs.remove(name.as_str()).await?;
         }
         Ok(true)

@@ -2,6 +2,7 @@
 //!
 //! It knows nothing of jobs; it is apart from `schemas` because that crate does no I/O.
 
+pub mod bucket;
 pub mod config;
 mod options;
 mod publish;
@@ -10,7 +11,7 @@ mod refusal;
 use std::time::Duration;
 
 use async_nats::jetstream::{self, context::ContextBuilder};
-use async_nats::{Client, Event};
+use async_nats::{Client, Event, ServerAddr};
 use tokio::sync::watch;
 
 pub use config::NatsArgs;
@@ -48,8 +49,32 @@ pub enum FirstConnect {
 pub async fn connect(args: &NatsArgs, name: &str, first: FirstConnect) -> Result<Connection, ConnectError> {
     let addresses = options::addresses(&args.server)?;
     let (sender, connects) = watch::channel(0_u64);
-    let made = connects.clone();
-    let mut options = options::options(args, &addresses)
+    let client = match dial(args, &addresses, name, FirstConnect::Fail, sender.clone()).await {
+        // The library goes on trying, but does not say what is wrong.
+        Err(error) if first == FirstConnect::Retry && !error.is_usage() => {
+            tracing::warn!("{error}; trying again");
+            dial(args, &addresses, name, first, sender).await?
+        }
+        dialled => dialled?,
+    };
+    let builder = ContextBuilder::new().timeout(REQUEST_TIMEOUT).max_ack_inflight(UNCONFIRMED_MAX);
+    let jetstream = match &args.js_api_prefix {
+        Some(prefix) => builder.api_prefix(prefix.clone()).build(client.clone()),
+        None => builder.build(client.clone()),
+    };
+    let api_prefix = args.js_api_prefix.clone().unwrap_or_else(|| "$JS.API".to_owned());
+    Ok(Connection { client, jetstream, api_prefix, connects })
+}
+
+async fn dial(
+    args: &NatsArgs,
+    addresses: &[ServerAddr],
+    name: &str,
+    first: FirstConnect,
+    connects: watch::Sender<u64>,
+) -> Result<Client, ConnectError> {
+    let made = connects.subscribe();
+    let mut options = options::options(args, addresses)
         .await?
         .name(name)
         .ping_interval(PING_INTERVAL)
@@ -61,22 +86,14 @@ pub async fn connect(args: &NatsArgs, name: &str, first: FirstConnect) -> Result
         })
         .event_callback(move |event| {
             if matches!(event, Event::Connected) {
-                sender.send_modify(|count| *count += 1);
+                connects.send_modify(|count| *count += 1);
             }
             async move { report(&event) }
         });
     if first == FirstConnect::Retry {
         options = options.retry_on_initial_connect();
     }
-    let client =
-        options.connect(addresses.as_slice()).await.map_err(|error| refusal::classify_connect(&error, args))?;
-    let builder = ContextBuilder::new().timeout(REQUEST_TIMEOUT).max_ack_inflight(UNCONFIRMED_MAX);
-    let jetstream = match &args.js_api_prefix {
-        Some(prefix) => builder.api_prefix(prefix.clone()).build(client.clone()),
-        None => builder.build(client.clone()),
-    };
-    let api_prefix = args.js_api_prefix.clone().unwrap_or_else(|| "$JS.API".to_owned());
-    Ok(Connection { client, jetstream, api_prefix, connects })
+    options.connect(addresses).await.map_err(|error| refusal::classify_connect(&error, args))
 }
 
 /// Doubles from 50 ms to a second, and takes a random half to whole of that, so that a fleet does not return at once.

@@ -1,6 +1,6 @@
 //! A JetStream cluster of three real servers.
 
-use async_nats::jetstream::Context;
+use async_nats::jetstream::{self, Context};
 
 use super::eventually;
 use super::server::{Server, free_port};
@@ -61,16 +61,22 @@ impl Cluster {
         .await
     }
 
-    /// Waits until a node knows all others and their leader, and its streams are up to date.
+    /// Waits until a node knows all others and their leader, its streams are up to date, and requests through it are
+    /// answered.
     async fn ready(&self, node: usize) {
-        let monitor = self.nodes[node].monitor();
+        let server = &self.nodes[node];
+        let monitor = server.monitor();
         eventually("the cluster is ready", async || {
             let health = reqwest::get(format!("{monitor}/healthz")).await.ok()?;
             let text = reqwest::get(format!("{monitor}/jsz")).await.ok()?.text().await.ok()?;
             let jetstream: serde_json::Value = serde_json::from_str(&text).ok()?;
             let meta = &jetstream["meta_cluster"];
             let chosen = meta["leader"].is_string() && meta["cluster_size"] == NODES;
-            (health.status().is_success() && chosen).then_some(())
+            if !health.status().is_success() || !chosen {
+                return None;
+            }
+            let client = async_nats::connect(&server.url).await.ok()?;
+            jetstream::new(client).query_account().await.ok().map(drop)
         })
         .await;
     }

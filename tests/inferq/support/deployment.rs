@@ -73,16 +73,21 @@ impl Deployment {
 
     pub async fn worker_with(&self, model: &str, arguments: &[&str]) -> WorkerProcess {
         let before = self.workers(model).await;
-        let mut command = Command::new(program("inferq-worker"));
-        command.args(["--model", model, "--admin", "127.0.0.1:0", "--log", "warn"]).args(flags(&self.nats));
-        command.arg("--registry").arg(&self.registry).args(arguments).stdin(Stdio::null());
-        let mut worker = WorkerProcess(command.spawn().unwrap());
+        let mut worker = self.spawn_worker(model, arguments);
         eventually("the worker is ready", async || {
             assert!(worker.0.try_wait().unwrap().is_none(), "the worker has ended");
             (self.workers(model).await > before).then_some(())
         })
         .await;
         worker
+    }
+
+    /// Starts a worker that may end before it is ready.
+    pub fn spawn_worker(&self, model: &str, arguments: &[&str]) -> WorkerProcess {
+        let mut command = Command::new(program("inferq-worker"));
+        command.args(["--model", model, "--admin", "127.0.0.1:0", "--log", "warn"]).args(flags(&self.nats));
+        command.arg("--registry").arg(&self.registry).args(arguments).stdin(Stdio::null());
+        WorkerProcess(command.spawn().unwrap())
     }
 
     async fn workers(&self, model: &str) -> usize {
@@ -150,6 +155,10 @@ impl Deployment {
 impl WorkerProcess {
     pub fn signal(&self, name: &str) {
         signal(name, self.0.id());
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_some()
     }
 
     /// Waits for its end and gives its exit code.

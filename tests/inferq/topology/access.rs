@@ -1,7 +1,9 @@
 //! Servers that ask who is there: TLS, passwords, tokens, nkeys and credentials files.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use connect::NatsArgs;
 use nkeys::KeyPair;
@@ -29,6 +31,21 @@ fn check_refused(nats: &NatsArgs, code: i32, says: &str, secrets: &[&str]) {
     assert_eq!(output.status.code(), Some(code), "{errors}");
     assert!(errors.contains(says), "{says:?} is not in: {errors}");
     assert!(secrets.iter().all(|secret| !errors.contains(secret)), "a secret is in: {errors}");
+}
+
+/// A worker says why it is not let in and goes on trying.
+fn check_worker_waits(nats: &NatsArgs, says: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = folder.path().join("models.toml");
+    fs::write(&registry, echo_registry(0, "")).unwrap();
+    let mut command = Command::new(program("inferq-worker"));
+    command.args(["--model", "echo", "--admin", "127.0.0.1:0"]).arg("--registry").arg(&registry);
+    let mut worker = command.args(flags(nats)).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(worker.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.contains(says)), "the worker ended and had not said {says:?}");
+    assert!(lines.any(|line| line.contains("nats connection event")), "the worker has not tried again");
+    worker.kill().unwrap();
+    worker.wait().unwrap();
 }
 
 fn url(server: &Server) -> NatsArgs {
@@ -110,6 +127,7 @@ async fn a_servers_certificate_is_checked() {
     check_refused(&with(others.file("ca.pem")), FAILED, "UnknownIssuer; --tlsca names the authority", &[]);
     check_refused(&url(&server), FAILED, "UnknownIssuer; --tlsca names the authority", &[]);
     check_refused(&with(certificates.file("server.key")), USAGE, "holds no certificate", &[]);
+    check_worker_waits(&with(others.file("ca.pem")), "UnknownIssuer; --tlsca names the authority");
     check_refused(&with("/missing.pem".into()), USAGE, "--tlsca \"/missing.pem\" cannot be read", &[]);
 }
 
