@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::pull;
+use async_nats::jetstream::stream::Stream;
 use bytes::Bytes;
 use futures::StreamExt;
 use schemas::codec::Encoding;
@@ -131,9 +132,10 @@ impl Account {
 
     async fn check_emptiness(&mut self, stage: &Stage) {
         let jobs = stage.connection.jetstream.get_stream(stream::JOBS).await.unwrap();
-        match jobs.cached_info().state.messages {
-            0 => {}
-            left => self.wrong(format!("{left} jobs are still in the queue")),
+        let left = jobs.cached_info().state.messages;
+        if left > 0 {
+            self.wrong(format!("{left} jobs are still in the queue"));
+            self.wrongs.extend(left_behind(&jobs).await);
         }
         // A result that was overwritten or removed would leave a gap.
         let results = stage.connection.jetstream.get_stream(stream::RESULTS).await.unwrap();
@@ -190,6 +192,28 @@ impl Account {
             stored_at: stored.stored_at,
         });
     }
+}
+
+/// Where the first job in the queue stands, and what its consumers think of it.
+async fn left_behind(jobs: &Stream) -> Vec<String> {
+    let mut found = Vec::new();
+    let first = jobs.cached_info().state.first_sequence;
+    if let Ok(message) = jobs.get_raw_message(first).await {
+        found.push(format!("{} is left at sequence {first}, published at {}", message.subject, message.time));
+    }
+    let mut consumers = jobs.consumers();
+    while let Some(Ok(consumer)) = consumers.next().await {
+        found.push(format!(
+            "consumer {}: {} waiting, {} unacknowledged, {} redelivered; delivered up to {}, acknowledged up to {}",
+            consumer.name,
+            consumer.num_pending,
+            consumer.num_ack_pending,
+            consumer.num_redelivered,
+            consumer.delivered.stream_sequence,
+            consumer.ack_floor.stream_sequence
+        ));
+    }
+    found
 }
 
 /// All messages of a stream whose subjects end with a job's id.
