@@ -138,6 +138,8 @@ impl Delivery {
                 let (body, usage) = plan.answer.body(outputs, stamp);
                 Outcome::Completed { body: Box::new(body), usage }
             }
+            // It was waiting when the engine was given up: nothing was tried.
+            Err(EngineError::Stopped) if !self.followed.borrow().has_begun => Outcome::Abandoned,
             Err(error) => {
                 let suspect = match error {
                     EngineError::Failed { is_alone, .. } => is_alone,

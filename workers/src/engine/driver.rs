@@ -158,7 +158,10 @@ impl Driver {
     /// Puts up to `room` of a job's sequences into the engine: what they cost, and whether they were the last.
     fn add(&mut self, first: u64, room: usize) -> (u64, bool) {
         let Some(job) = self.jobs.get_mut(&first) else { return (0, true) };
-        job.started.get_or_insert_with(Instant::now);
+        if job.started.is_none() {
+            job.started = Some(Instant::now());
+            job.request.followed.send_modify(|followed| followed.has_begun = true);
+        }
         let mut cost = 0;
         for (index, sequence) in job.request.sequences.iter().enumerate().skip(job.admitted).take(room) {
             job.admitted += 1;

@@ -38,6 +38,8 @@ pub struct Work {
 /// How far a generation is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Followed {
+    /// Whether any of it has been in a step: a job that has not was not tried.
+    pub has_begun: bool,
     /// Tokens of the first sequence since the job was handed over.
     pub tokens: Vec<u32>,
     /// Tokens of all sequences since then.
