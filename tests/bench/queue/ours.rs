@@ -7,7 +7,6 @@ use futures::stream::{self, StreamExt};
 use producer::{Submission, SubmitOptions};
 use schemas::codec::Encoding;
 use schemas::subject::{Address, JobId, Lane};
-use serde_json::json;
 
 use crate::support::{Deployment, echo_registry};
 use crate::{BODY_BYTES, IN_FLIGHT, JOBS, LONE_JOBS, Measured, WINDOW};
@@ -45,12 +44,13 @@ impl Ours {
     /// A job of the wanted size whose prompt begins with its id.
     fn payload(&self, id: &str) -> Bytes {
         let temperature = if self.jobs == Jobs::Random { 1 } else { 0 };
-        let job = |text: &str| {
-            let body = json!({ "model": "echo", "prompt": text, "max_tokens": 4096, "temperature": temperature });
-            json!({ "url": "/v1/completions", "body": body }).to_string()
-        };
-        let padding = BODY_BYTES - job(id).len();
-        Bytes::from(job(&(id.to_owned() + &"x".repeat(padding))))
+        let head = format!(
+            r#"{{"url":"/v1/completions","body":{{"model":"echo","max_tokens":4096,"temperature":{temperature},"prompt":"{id}"#
+        );
+        let tail = "\"}}";
+        let mut job = head;
+        job.extend(std::iter::repeat_n('x', BODY_BYTES - job.len() - tail.len()));
+        Bytes::from(job + tail)
     }
 
     pub async fn measure(&self, round: usize) -> Measured {
