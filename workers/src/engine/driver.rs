@@ -167,7 +167,7 @@ impl Driver {
             job.admitted += 1;
             if job.outputs[index].is_none() {
                 cost += sequence.cost();
-                self.engine.add(SequenceId(first + index as u64), sequence.clone());
+                self.engine.add(SequenceId(first + index as u64), Arc::clone(sequence));
             }
         }
         (cost, job.admitted == job.request.sequences.len())
@@ -194,7 +194,8 @@ impl Driver {
             let Some((first, job)) = owner(&mut self.jobs, id) else { continue };
             job.first_token.get_or_insert(now);
             let index = usize::try_from(id.0 - first).expect("a job's sequences fit in memory");
-            job.request.sequences[index].made.push(token);
+            // The engine has let go of it, or copies it once.
+            Arc::make_mut(&mut job.request.sequences[index]).made.push(token);
             job.request.followed.send_modify(|followed| followed.push(index, token));
         }
     }

@@ -75,7 +75,7 @@ pub enum EngineError {
 
 #[derive(Debug)]
 pub(super) struct Request {
-    pub sequences: Vec<Sequence>,
+    pub sequences: Vec<Arc<Sequence>>,
     pub place: Place,
     pub followed: watch::Sender<Followed>,
     /// Of a job that runs alone.
@@ -165,6 +165,7 @@ impl EngineHandle {
 
     async fn hand_over(&self, work: Work, gate: Option<Gate>) -> Result<Done, EngineError> {
         let Work { sequences, place, followed } = work;
+        let sequences: Vec<_> = sequences.into_iter().map(Arc::new).collect();
         if sequences.is_empty() {
             let zero = Duration::ZERO;
             return Ok(Done { outputs: Vec::new(), waited: zero, prefill: zero, decode: zero });
