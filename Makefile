@@ -5,7 +5,7 @@ CARGO := cargo --locked
 DENY_VERSION := 0.20.2
 DENY := $(abspath $(BIN))/../tools/bin/cargo-deny
 
-.PHONY: help build demo test check bench schemas fmt
+.PHONY: help build demo test check bench chaos schemas fmt
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -35,6 +35,10 @@ $(DENY):
 
 bench: build ## measure the queue and the models beside bare JetStream
 	$(CARGO) bench -p tests --bench queue
+
+# CHAOS_ARGS: names of scenarios, --seed, --random; `make chaos CHAOS_ARGS=--help` shows them all.
+chaos: build ## break everything on purpose, long, and account for every job
+	$(CARGO) test --release -p tests --test chaos -- --long $(CHAOS_ARGS)
 
 schemas: ## write schemas/json anew from the types
 	$(CARGO) run --release -p schemas --example generate

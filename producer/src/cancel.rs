@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use async_nats::HeaderMap;
 use async_nats::jetstream::message::{PublishMessage, StreamMessage};
 use backon::{ExponentialBuilder, Retryable};
+use connect::bucket::BODY_BYTES_MAX;
 use connect::{PublishFailure, classify_publish};
 use schemas::codec::Encoding;
 use schemas::log::{LogEvent, LogRecord};
@@ -98,7 +99,7 @@ impl Client {
             custom_id: Option<String>,
         }
         let payload = match job.headers.get(header::BODY) {
-            Some(_) => self.inputs.get(&input_name(tenant, job_id)).await.ok()?,
+            Some(_) => self.inputs.get(&input_name(tenant, job_id), BODY_BYTES_MAX).await.ok()?,
             None => job.payload.clone(),
         };
         decode::<Named>(Some(&job.headers), &payload).ok()?.custom_id

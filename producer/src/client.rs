@@ -17,7 +17,7 @@ use schemas::result::JobResult;
 use schemas::subject::{JobId, Lane, ReplyTokens, Token, lane_filter, live_subject};
 use schemas::{header, stream};
 
-use crate::bucket::{Bucket, BucketError};
+use connect::bucket::{BODY_BYTES_MAX, Bucket, BucketError};
 
 /// A live result may be missed (core NATS drops for slow readers); the stored one is looked up this often.
 const LOOK_UP_EVERY: Duration = Duration::from_secs(5);
@@ -116,7 +116,7 @@ impl Client {
     /// The payload of a result, from the message or from the object that it names.
     pub(crate) async fn payload(&self, headers: Option<&HeaderMap>, payload: &Bytes) -> Result<Bytes, BucketError> {
         match headers.and_then(|headers| headers.get(header::BODY)) {
-            Some(name) => self.blobs.get(name.as_str()).await,
+            Some(name) => self.blobs.get(name.as_str(), BODY_BYTES_MAX).await,
             None => Ok(payload.clone()),
         }
     }

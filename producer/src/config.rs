@@ -70,6 +70,9 @@ pub struct SetupArgs {
     /// Only print what would be done
     #[arg(long)]
     pub dry_run: bool,
+    /// URLs of the servers' monitoring, separated by commas, to look up when they write through to their disks
+    #[arg(long, value_delimiter = ',', value_name = "URL")]
+    pub monitor: Vec<String>,
 }
 
 #[derive(Args, Debug, Clone)]

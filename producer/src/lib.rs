@@ -2,7 +2,6 @@
 //! after dead letters, set streams up.
 
 pub mod batch;
-pub mod bucket;
 pub mod cancel;
 pub mod client;
 pub mod cost;

@@ -4,6 +4,7 @@
 mod command;
 mod config;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -26,7 +27,8 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(std::io::stderr).without_time().init();
+    let log = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).without_time();
+    log.with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr).init();
     let code = runtime.block_on(run(cli)).unwrap_or_else(|error| {
         if command::is_closed_output(&error) {
             return 0;

@@ -1,7 +1,12 @@
 //! Set-up: makes streams, consumers and buckets as `schemas` declares them. Running it again changes nothing.
 
+pub mod danger;
+pub mod monitor;
+
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use anyhow::bail;
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
 use async_nats::jetstream::stream::{self as nats, DiscardPolicy, Republish, RetentionPolicy};
 use async_nats::jetstream::{Context, kv, object_store};
@@ -13,13 +18,13 @@ use serde::Serialize;
 /// Pulls that may wait at the server for one consumer: one for each idle worker.
 const WAITING_PULLS_MAX: i64 = 4096;
 
-/// One thing that was made so, or found so.
+/// One thing that was made so, or found so, or a warning.
 #[derive(Clone, Debug, Serialize, PartialEq, Eq)]
 pub struct Change {
     pub kind: &'static str,
     pub name: String,
     pub action: Action,
-    /// What differs, for `changed`.
+    /// What differs, for `changed`; the text, for `warned`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub fields: Vec<String>,
 }
@@ -32,6 +37,8 @@ pub enum Action {
     Unchanged,
     /// A consumer of a model or lane that the registry no longer has. It is kept: its jobs may still be wanted.
     Unregistered,
+    /// It may lose jobs that were acknowledged.
+    Warned,
 }
 
 /// Whether to act or only to say what would be done.
@@ -43,6 +50,7 @@ pub enum Mode {
 
 /// Brings the server to what the registry asks for, and says what that took.
 pub async fn setup(jetstream: &Context, registry: &Registry, mode: Mode) -> anyhow::Result<Vec<Change>> {
+    let warnings = survey(jetstream).await?;
     let mut changes = Vec::new();
     for declared in stream::streams(registry) {
         changes.push(
@@ -51,7 +59,8 @@ pub async fn setup(jetstream: &Context, registry: &Registry, mode: Mode) -> anyh
                 .map_err(|error| explain(error, "stream", declared.name))?,
         );
     }
-    let consumers: Vec<Consumer> = registry.models.iter().flat_map(stream::consumers).collect();
+    let of_models = registry.models.iter().flat_map(stream::consumers);
+    let consumers: Vec<Consumer> = of_models.chain(stream::logger_consumers()).collect();
     for declared in &consumers {
         changes.push(
             consumer_as_declared(jetstream, declared, mode)
@@ -67,7 +76,52 @@ pub async fn setup(jetstream: &Context, registry: &Registry, mode: Mode) -> anyh
         );
     }
     changes.extend(unregistered(jetstream, &consumers).await?);
+    changes.extend(warnings);
     Ok(changes)
+}
+
+/// What so many copies do not outlive, where `flushes` has the servers whose monitoring was asked.
+pub async fn risks(jetstream: &Context, replicas: usize, flushes: &[danger::Flush]) -> anyhow::Result<Vec<Change>> {
+    // In a dry run on a fresh server the stream does not exist yet.
+    let clustered = match jetstream.get_stream(stream::JOBS).await {
+        // A lone server says that it leads, but names no cluster.
+        Ok(jobs) => jobs.cached_info().cluster.as_ref().is_some_and(|cluster| cluster.name.is_some()),
+        Err(error) if is_missing(&error) => false,
+        Err(error) => return Err(error.into()),
+    };
+    Ok(danger::copies(replicas, clustered, flushes).into_iter().map(|text| warning(stream::JOBS, text)).collect())
+}
+
+/// Looks for settings that lose what was acknowledged, before anything is changed.
+async fn survey(jetstream: &Context) -> anyhow::Result<Vec<Change>> {
+    let mut warnings = Vec::new();
+    for name in danger::promised() {
+        let existing = match jetstream.get_stream(&name).await {
+            Ok(stream) => stream.cached_info().config.clone(),
+            Err(error) if is_missing(&error) => continue,
+            Err(error) => return Err(explain(error.into(), "stream", &name)),
+        };
+        let refusals = danger::refusals(&existing);
+        if !refusals.is_empty() {
+            bail!(
+                "stream {name} would lose messages that it has acknowledged: it has {}. That cannot be changed: when \
+                 what it holds is done with, delete it (`nats stream rm {name}`) and run `inferq setup` again",
+                refusals.join("; ")
+            );
+        }
+        let told = |what| format!("it had {what}: look for what is missing");
+        warnings.extend(danger::mended(&existing).into_iter().map(|what| warning(&name, told(what))));
+    }
+    Ok(warnings)
+}
+
+/// Whether JetStream has not answered: a cluster that has no leader yet may do so later.
+pub fn is_unanswered(error: &anyhow::Error) -> bool {
+    format!("{error:#}").contains("timed out")
+}
+
+fn warning(name: &str, text: String) -> Change {
+    Change { kind: "warning", name: name.to_owned(), action: Action::Warned, fields: vec![text] }
 }
 
 async fn stream_as_declared(jetstream: &Context, declared: &Stream, mode: Mode) -> anyhow::Result<Change> {
@@ -82,23 +136,23 @@ async fn stream_as_declared(jetstream: &Context, declared: &Stream, mode: Mode) 
         match change.action {
             Action::Created => drop(jetstream.create_stream(wanted).await?),
             Action::Changed => drop(jetstream.update_stream(wanted).await?),
-            Action::Unchanged | Action::Unregistered => {}
+            Action::Unchanged | Action::Unregistered | Action::Warned => {}
         }
     }
     Ok(change)
 }
 
 async fn consumer_as_declared(jetstream: &Context, declared: &Consumer, mode: Mode) -> anyhow::Result<Change> {
-    let found: Result<PullConsumer, _> = match jetstream.get_stream_no_info(stream::JOBS).await {
-        Ok(jobs) => jobs.get_consumer(&declared.name).await,
+    let found: Result<PullConsumer, _> = match jetstream.get_stream_no_info(declared.stream).await {
+        Ok(stream) => stream.get_consumer(&declared.name).await,
         Err(error) => return Err(error.into()),
     };
     let existing = found.ok().map(|consumer| pull_config(&consumer));
     let wanted = consumer_config(declared, existing.clone().unwrap_or_default());
     let change = change("consumer", &declared.name, existing.as_ref(), &wanted)?;
     if mode == Mode::Apply && change.action != Action::Unchanged {
-        let jobs = jetstream.get_stream_no_info(stream::JOBS).await?;
-        jobs.create_consumer(wanted).await?;
+        let stream = jetstream.get_stream_no_info(declared.stream).await?;
+        stream.create_consumer(wanted).await?;
     }
     Ok(change)
 }
@@ -199,6 +253,8 @@ fn stream_config(declared: &Stream, existing: nats::Config) -> nats::Config {
             destination: copies.destination.to_owned(),
             headers_only: copies.headers_only,
         }),
+        no_ack: false,
+        allow_rollup: false,
         ..existing
     }
 }
@@ -208,10 +264,15 @@ fn consumer_config(declared: &Consumer, existing: pull::Config) -> pull::Config 
         durable_name: Some(declared.name.clone()),
         name: Some(declared.name.clone()),
         filter_subject: declared.filter.clone(),
+        headers_only: declared.headers_only,
         ack_policy: AckPolicy::Explicit,
         ack_wait: Duration::from_secs(declared.ack_wait_seconds),
-        // Attempts are counted by the worker, which can then say why it gave up.
+        // Attempts of a job are counted by the worker, which can then say why it gave up.
         max_deliver: -1,
+        // It would distort the delays that workers ask for.
+        backoff: Vec::new(),
+        // An idle queue must not lose its consumer.
+        inactive_threshold: Duration::ZERO,
         max_ack_pending: declared.ack_pending_max,
         max_waiting: WAITING_PULLS_MAX,
         ..existing
@@ -229,6 +290,9 @@ fn pull_config(consumer: &PullConsumer) -> pull::Config {
         ack_policy: config.ack_policy,
         ack_wait: config.ack_wait,
         max_deliver: config.max_deliver,
+        backoff: config.backoff,
+        inactive_threshold: config.inactive_threshold,
+        headers_only: config.headers_only,
         filter_subject: config.filter_subject,
         max_waiting: config.max_waiting,
         max_ack_pending: config.max_ack_pending,
@@ -242,6 +306,13 @@ fn explain(error: anyhow::Error, kind: &str, name: &str) -> anyhow::Error {
         text if text.contains("insufficient storage") => {
             "; the sizes of [storage] in the registry are reserved at the server: lower them, or give the server more \
              (max_file_store is three quarters of the free disk by default)"
+        }
+        text if text.contains("no suitable peers") || text.contains("non-clustered mode") => {
+            "; storage.replicas in the registry asks for as many servers with JetStream in one cluster, each with room \
+             for the sizes of [storage]: lower it, or add servers"
+        }
+        text if text.contains("timed out") => {
+            "; JetStream does not answer in time: a cluster may be choosing a leader, or still be copying"
         }
         _ => "",
     };
@@ -274,11 +345,14 @@ fn change<T: Serialize>(kind: &'static str, name: &str, existing: Option<&T>, wa
 
 fn differences(existing: &serde_json::Value, wanted: &serde_json::Value) -> Vec<String> {
     let (Some(existing), Some(wanted)) = (existing.as_object(), wanted.as_object()) else { return Vec::new() };
-    let differs = |(key, value): (&String, &serde_json::Value)| {
-        let before = existing.get(key).unwrap_or(&serde_json::Value::Null);
-        (before != value).then(|| format!("{key}: {before} → {value}"))
+    // What is not set is left out.
+    let keys: BTreeSet<&String> = existing.keys().chain(wanted.keys()).collect();
+    let value = |of: &serde_json::Map<_, _>, key| of.get(key).cloned().unwrap_or_default();
+    let differs = |key| {
+        let (before, after) = (value(existing, key), value(wanted, key));
+        (before != after).then(|| format!("{key}: {before} → {after}"))
     };
-    wanted.iter().filter_map(differs).collect()
+    keys.into_iter().filter_map(differs).collect()
 }
 
 fn is_missing(error: &async_nats::jetstream::context::GetStreamError) -> bool {

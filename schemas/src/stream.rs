@@ -8,6 +8,7 @@ pub const RESULTS: &str = "INFERQ_RESULTS";
 pub const LOGS: &str = "INFERQ_LOGS";
 pub const TOKENS: &str = "INFERQ_TOKENS";
 pub const DEAD: &str = "INFERQ_DEAD";
+pub const ADVISORIES: &str = "INFERQ_ADVISORIES";
 
 pub const CACHE_BUCKET: &str = "inferq-cache";
 pub const BATCHES_BUCKET: &str = "inferq-batches";
@@ -62,11 +63,15 @@ pub enum Discard {
     Old,
 }
 
-/// A durable pull consumer of the job stream: one lane of one model.
+/// A durable pull consumer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Consumer {
+    pub stream: &'static str,
     pub name: String,
+    /// What of the stream it reads; all when empty.
     pub filter: String,
+    /// Whether payloads are left out.
+    pub headers_only: bool,
     pub ack_wait_seconds: u64,
     pub ack_pending_max: i64,
 }
@@ -93,25 +98,42 @@ pub enum BucketKind {
 /// All streams of a deployment.
 pub fn streams(registry: &Registry) -> Vec<Stream> {
     let storage = &registry.storage;
-    vec![jobs(registry), results(storage), logs(storage), tokens(storage), dead(storage)]
+    vec![jobs(registry), results(storage), logs(storage), tokens(storage), dead(storage), advisories(storage)]
 }
 
 /// The consumers of one model: its lanes in their order, then the one of lifted jobs.
 pub fn consumers(model: &Model) -> Vec<Consumer> {
     let token = model.token();
-    let consumer = |&lane| Consumer {
-        name: consumer_name(&token, lane),
-        filter: lane_filter(&token, lane),
+    let consumer = |name, filter| Consumer {
+        stream: JOBS,
+        name,
+        filter,
+        headers_only: false,
         ack_wait_seconds: model.limits.ack_wait_seconds,
         ack_pending_max: model.limits.ack_pending.into(),
     };
-    let lifted = Consumer {
-        name: lifted_consumer_name(&token),
-        filter: lifted_filter(&token),
-        ack_wait_seconds: model.limits.ack_wait_seconds,
-        ack_pending_max: model.limits.ack_pending.into(),
+    let lane = |&lane| consumer(consumer_name(&token, lane), lane_filter(&token, lane));
+    let lifted = consumer(lifted_consumer_name(&token), lifted_filter(&token));
+    model.lanes.iter().map(lane).chain([lifted]).collect()
+}
+
+/// The consumers of the logger, which all its replicas share.
+pub fn logger_consumers() -> [Consumer; 4] {
+    let consumer = |stream, name: &str, headers_only| Consumer {
+        stream,
+        name: name.to_owned(),
+        filter: String::new(),
+        headers_only,
+        // To write a batch takes a moment; what a logger held that died is waited for no longer than this.
+        ack_wait_seconds: 10,
+        ack_pending_max: 10_000,
     };
-    model.lanes.iter().map(consumer).chain([lifted]).collect()
+    [
+        consumer(LOGS, "logger_logs", false),
+        consumer(RESULTS, "logger_results", true),
+        consumer(DEAD, "logger_dead", true),
+        consumer(ADVISORIES, "logger_advisories", false),
+    ]
 }
 
 /// All buckets of a deployment.
@@ -237,6 +259,34 @@ fn dead(storage: &Storage) -> Stream {
     }
 }
 
+/// What the server says of its streams and consumers, which it keeps nowhere itself. Left out are those of every API
+/// request, nak and term, and of consumers other than those of jobs, which readers make and forget all the time.
+fn advisories(storage: &Storage) -> Stream {
+    let subjects = [
+        "STREAM.*.*".to_owned(),
+        "CONSUMER.MAX_DELIVERIES.*.*".to_owned(),
+        "CONSUMER.LEADER_ELECTED.*.*".to_owned(),
+        "CONSUMER.QUORUM_LOST.*.*".to_owned(),
+        format!("CONSUMER.CREATED.{JOBS}.*"),
+        format!("CONSUMER.DELETED.{JOBS}.*"),
+        format!("CONSUMER.PAUSE.{JOBS}.*"),
+    ];
+    Stream {
+        name: ADVISORIES,
+        description: "what the server says of streams and consumers",
+        subjects: subjects.into_iter().map(|subject| format!("$JS.EVENT.ADVISORY.{subject}")).collect(),
+        work_queue: false,
+        discard: Discard::Old,
+        messages_per_subject_max: 0,
+        bytes_max: 64 * MIB,
+        age_max_seconds: 3 * DAY,
+        replicas: storage.replicas,
+        duplicate_window_seconds: DUPLICATE_WINDOW_SECONDS,
+        allow_direct: true,
+        republish: None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -289,7 +339,8 @@ mod tests {
     #[test]
     fn consumer_names_are_legal_and_differ() {
         let registry = awkward();
-        let names: Vec<String> = registry.models.iter().flat_map(consumers).map(|consumer| consumer.name).collect();
+        let all = registry.models.iter().flat_map(consumers).chain(logger_consumers());
+        let names: Vec<String> = all.map(|consumer| consumer.name).collect();
         assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len(), "{names:?}");
         assert!(names.iter().all(|name| !name.contains(['.', '*', '>', '/', '\\', ' '])), "{names:?}");
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use async_nats::jetstream::object_store::ObjectStore;
 use connect::PublishFailure;
-use producer::bucket::BODY_BYTES_MAX;
+use connect::bucket::BODY_BYTES_MAX;
 use producer::{Submission, SubmitError, SubmitOptions, Submitted, WhenFull};
 use schemas::codec::Encoding;
 use schemas::stream::{BLOBS_BUCKET, INPUTS_BUCKET, JOBS, RESULTS};
@@ -131,7 +131,7 @@ async fn a_large_job_and_its_large_result_round_trip() {
 async fn a_batch_file_has_large_rows_and_large_answers() {
     let (deployment, _worker) = Deployment::with_worker(&echo_registry(0, "completion_tokens = 10000000")).await;
     let row = |number: usize| {
-        let mut row = chat(&number.to_string().repeat(if number % 2 == 0 { 10 } else { LARGE }));
+        let mut row = chat(&number.to_string().repeat(if number.is_multiple_of(2) { 10 } else { LARGE }));
         row["custom_id"] = json!(number.to_string());
         row.to_string()
     };
@@ -142,7 +142,7 @@ async fn a_batch_file_has_large_rows_and_large_answers() {
     for line in std::fs::read_to_string(&output).unwrap().lines() {
         let line: Value = serde_json::from_str(line).unwrap();
         let number: usize = line["custom_id"].as_str().unwrap().parse().unwrap();
-        let wanted = number.to_string().repeat(if number % 2 == 0 { 10 } else { LARGE });
+        let wanted = number.to_string().repeat(if number.is_multiple_of(2) { 10 } else { LARGE });
         assert!(content(&line) == wanted, "row {number}");
     }
     assert_eq!(deployment.count(RESULTS).await.0, 6);

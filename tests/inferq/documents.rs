@@ -3,12 +3,19 @@
 use std::collections::BTreeSet;
 
 use schemas::header;
-use workers::metrics;
+use workers::{logger, metrics};
 
 use crate::support::{program, root, run};
 
 fn readme() -> String {
     std::fs::read_to_string(root().join("README.md")).unwrap()
+}
+
+/// What stands under a heading of the README, up to the next one.
+fn section(heading: &str) -> String {
+    let readme = readme();
+    let (_, rest) = readme.split_once(&format!("\n## {heading}\n")).unwrap();
+    rest.split_once("\n## ").map_or(rest, |(section, _)| section).to_owned()
 }
 
 /// The cells of every table row of the text.
@@ -30,33 +37,52 @@ fn the_readme_lists_every_header() {
 
 #[test]
 fn the_readme_lists_every_metric() {
-    let rows = rows(&readme());
-    for (name, label, meaning) in metrics::TABLE {
+    check_metrics("Metrics", &metrics::TABLE);
+    check_metrics("The logger", &logger::metrics::TABLE);
+}
+
+fn check_metrics(heading: &str, table: &[(&str, &str, &str)]) {
+    let rows = rows(&section(heading));
+    for (name, label, meaning) in table {
         let label = if label.is_empty() { String::new() } else { format!("`{label}`") };
         assert!(
-            rows.contains(&vec![format!("`{name}`"), label.clone(), meaning.to_owned()]),
+            rows.contains(&vec![format!("`{name}`"), label.clone(), (*meaning).to_owned()]),
             "| `{name}` | {label} | {meaning} |"
         );
     }
     let documented = rows.iter().filter(|row| row[0].starts_with("`inferq_")).count();
-    assert_eq!(documented, metrics::TABLE.len(), "the README has a metric that does not exist");
+    assert_eq!(documented, table.len(), "{heading} has a metric that does not exist");
 }
 
 #[test]
 fn the_readme_lists_every_option_of_a_worker() {
-    let help = run(&program("inferq-worker"), &["--help"], &[]);
-    let help = String::from_utf8(help.stdout).unwrap();
-    let words = |text: &str| -> BTreeSet<String> {
-        let is_option = |word: &str| word.starts_with("--") && word.len() > 2;
-        let is_variable = |word: &str| word.starts_with("INFERQ_") || word.starts_with("NATS_");
-        let split = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '_');
-        split.filter(|word| is_option(word) || is_variable(word)).map(str::to_owned).collect()
-    };
-    let table: String = readme().lines().filter(|line| line.starts_with("| `-")).collect::<Vec<_>>().join("\n");
-    let documented = words(&table);
-    let mut offered = words(&help);
-    offered.retain(|word| word != "--help" && word != "--version");
-    assert_eq!(documented, offered);
+    assert_eq!(documented_options("The worker"), options(&help("inferq-worker")));
+}
+
+#[test]
+fn the_readme_lists_every_option_of_the_logger() {
+    // Those of the connection are the worker's.
+    let help = help("inferq-logger");
+    let (own, connection) = help.split_once("NATS connection:").unwrap();
+    assert_eq!(documented_options("The logger"), options(own));
+    assert!(options(connection).is_subset(&documented_options("The worker")));
+}
+
+fn help(name: &str) -> String {
+    String::from_utf8(run(&program(name), &["--help"], &[]).stdout).unwrap()
+}
+
+fn documented_options(heading: &str) -> BTreeSet<String> {
+    let section = section(heading);
+    options(&section.lines().filter(|line| line.starts_with("| `-")).collect::<Vec<_>>().join("\n"))
+}
+
+/// The flags and variables that a text names.
+fn options(text: &str) -> BTreeSet<String> {
+    let is_option = |word: &str| word.starts_with("--") && word.len() > 2 && word != "--help" && word != "--version";
+    let is_variable = |word: &str| word.starts_with("INFERQ_") || word.starts_with("NATS_");
+    let split = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '_');
+    split.filter(|word| is_option(word) || is_variable(word)).map(str::to_owned).collect()
 }
 
 #[test]

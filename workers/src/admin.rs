@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use async_nats::Client;
+use async_nats::connection::State as Link;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -12,9 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::{Metrics, Readings};
-
-/// Where a worker stands in its life.
+/// Where a program stands in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     Loading,
@@ -28,9 +28,10 @@ pub enum Phase {
 #[derive(Clone)]
 pub struct Admin {
     pub phase: watch::Receiver<Phase>,
-    pub metrics: Arc<Metrics>,
-    /// Read when metrics or readiness are asked for.
-    pub readings: Arc<dyn Fn() -> Readings + Send + Sync>,
+    /// Readiness is that of its connection.
+    pub client: Client,
+    /// Gives the text exposition format.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
 }
 
 /// Listens, and serves until `stop`. Gives the address, since port 0 is allowed.
@@ -60,17 +61,17 @@ async fn livez(State(admin): State<Admin>) -> impl IntoResponse {
 async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
     let phase = *admin.phase.borrow();
     match phase {
-        Phase::Running if !(admin.readings)().nats_connected => {
+        Phase::Running if admin.client.connection_state() != Link::Connected => {
             (StatusCode::SERVICE_UNAVAILABLE, "not connected to nats\n")
         }
         Phase::Running => (StatusCode::OK, "ok\n"),
-        Phase::Loading => (StatusCode::SERVICE_UNAVAILABLE, "loading the model\n"),
+        Phase::Loading => (StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
         Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
         Phase::Broken => (StatusCode::SERVICE_UNAVAILABLE, "the engine has stopped\n"),
     }
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
-    let text = admin.metrics.render((admin.readings)());
+    let text = (admin.metrics)();
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }

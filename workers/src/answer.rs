@@ -6,6 +6,7 @@ use schemas::codec::Encoding;
 use schemas::result::{ErrorBody, ErrorObject, JobResult, NoResponse, NoResponseCode, Response};
 
 use crate::endpoint::Body;
+use crate::joblog::rfc3339;
 use crate::outcome::{Attempts, Outcome};
 
 /// Whose result it is.
@@ -25,8 +26,9 @@ pub fn line(outcome: &Outcome, to: Addressee<'_>, encoding: Encoding) -> Option<
             let message = format!("gave up after {}: {reason}", attempts(to.attempts.current));
             (answered(500, failed(ErrorObject::server("attempts_exhausted", message)), to), None)
         }
-        Outcome::Expired => {
-            (None, Some(unanswered(NoResponseCode::BatchExpired, "the deadline of the job has passed")))
+        Outcome::Expired { deadline } => {
+            let message = format!("the deadline of the job ({}) has passed", rfc3339(*deadline));
+            (None, Some(unanswered(NoResponseCode::BatchExpired, &message)))
         }
         Outcome::Cancelled => (None, Some(unanswered(NoResponseCode::BatchCancelled, "the job was cancelled"))),
         Outcome::Retry { .. } | Outcome::AlreadyStored { .. } | Outcome::Abandoned => return None,

@@ -1,37 +1,33 @@
 //! Bodies over the server's `max_payload`: they travel through the object store, and the message names them.
 
-use async_nats::jetstream::context::ObjectStoreError;
-use async_nats::jetstream::{Context, object_store::ObjectStore};
+use async_nats::jetstream::Context;
 use bytes::Bytes;
+use connect::PublishFailure;
+use connect::bucket::{Bucket, BucketError};
 use schemas::{header, stream};
-use tokio::io::AsyncReadExt;
 
 use crate::endpoint::Reject;
 use crate::received::Received;
 
 /// The object stores of large bodies.
-#[derive(Clone)]
 pub struct Bodies {
-    inputs: ObjectStore,
-    blobs: ObjectStore,
+    inputs: Bucket,
+    blobs: Bucket,
 }
 
-/// Why a large body is not there.
-#[derive(Debug, thiserror::Error)]
+/// Why a job has no body.
+#[derive(Debug)]
 pub enum BodyError {
     /// The producer's mistake.
-    #[error("{}", .0.error.message)]
     Rejected(Reject),
     /// The server's trouble: another try may succeed.
-    #[error("the body of the job cannot be read: {0}")]
     Failed(String),
 }
 
 impl Bodies {
-    pub async fn new(jetstream: &Context) -> Result<Self, ObjectStoreError> {
-        let inputs = jetstream.get_object_store(stream::INPUTS_BUCKET).await?;
-        let blobs = jetstream.get_object_store(stream::BLOBS_BUCKET).await?;
-        Ok(Self { inputs, blobs })
+    pub fn new(jetstream: &Context) -> Self {
+        let bucket = |name| Bucket::new(jetstream.clone(), name);
+        Self { inputs: bucket(stream::INPUTS_BUCKET), blobs: bucket(stream::BLOBS_BUCKET) }
     }
 
     /// The job's payload: that of its message, or the object it names. A job can name its own object only.
@@ -42,45 +38,31 @@ impl Bodies {
             let message = format!("{}: {name:?} is not {own:?}, the object of this job", header::BODY);
             return Err(reject("invalid_value", message));
         }
-        let mut object = match self.inputs.get(name).await {
-            Ok(object) => object,
-            Err(error) if error.to_string().contains("not found") => {
-                let message = format!("{}: there is no object {name:?} in {}", header::BODY, stream::INPUTS_BUCKET);
-                return Err(reject("body_not_found", message));
-            }
-            Err(error) => return Err(BodyError::Failed(error.to_string())),
-        };
-        if object.info().size > bytes_max {
-            let message = format!("the body has {} bytes; the model takes at most {bytes_max}", object.info().size);
-            return Err(reject("body_too_large", message));
-        }
-        let mut payload = Vec::with_capacity(object.info().size);
-        match object.read_to_end(&mut payload).await {
-            Ok(_) => Ok(payload.into()),
-            Err(error) => Err(BodyError::Failed(error.to_string())),
-        }
+        self.inputs.get(name, bytes_max).await.map_err(|error| match error {
+            BucketError::Gone { .. } => reject("body_not_found", error.to_string()),
+            BucketError::TooLarge { .. } => reject("body_too_large", error.to_string()),
+            BucketError::Missing(_) | BucketError::Server { .. } => BodyError::Failed(error.to_string()),
+        })
     }
 
     /// Removes the job's object once it is answered.
     pub async fn forget(&self, received: &Received) {
         if received.header(header::BODY).is_some()
-            && let Err(error) = self.inputs.delete(received.tokens().input_name()).await
+            && let Err(error) = self.inputs.remove(&received.tokens().input_name()).await
         {
             tracing::warn!(%error, "body of an answered job not removed");
         }
     }
 
     /// Keeps the payload of a result and gives its name, which no other delivery of the job uses.
-    pub async fn keep(&self, received: &Received, payload: &[u8]) -> Result<String, String> {
+    pub async fn keep(&self, received: &Received, payload: &Bytes) -> Result<String, PublishFailure> {
         let name = format!("{}/{:016x}", received.tokens().input_name(), fastrand::u64(..));
-        let mut bytes = payload;
-        self.blobs.put(name.as_str(), &mut bytes).await.map_err(|error| error.to_string())?;
-        Ok(name)
+        self.blobs.put(&name, payload).await.map(|()| name)
     }
 
     /// Removes the payload of a result that was not stored after all.
     pub async fn drop_kept(&self, name: &str) {
-        if let Err(error) = self.blobs.delete(name).await {
+        if let Err(error) = self.blobs.remove(name).await {
             tracing::warn!(%error, "body of a result that was not needed not removed");
         }
     }

@@ -49,6 +49,12 @@ pub struct WorkerArgs {
     /// Prefixes a job's Inferq-Reply-To may have, separated by commas
     #[arg(long, env = "INFERQ_REPLY_PREFIX", default_value = "_INBOX.", value_delimiter = ',', value_name = "PREFIX")]
     pub reply_prefix: Vec<String>,
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+#[derive(Args, Debug, Clone)]
+pub struct LogArgs {
     /// Form of the log on standard error
     #[arg(long, env = "INFERQ_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,

@@ -14,7 +14,7 @@ use async_nats::{HeaderMap, HeaderName};
 use bytes::Bytes;
 use connect::PublishFailure;
 use futures::FutureExt;
-use schemas::header::{self, DeadClass, Life};
+use schemas::header::{self, DeadClass};
 use schemas::log::LogEvent;
 use time::OffsetDateTime;
 use tokio::sync::watch;
@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::answer::{self, Addressee};
 use crate::cancel::Entry;
 use crate::engine::thread::Followed;
-use crate::joblog::{self, JobLog, rfc3339};
+use crate::joblog::{self, JobLog};
 use crate::lift::Hold;
 use crate::outcome::{Acknowledgement, Attempts, Outcome};
 use crate::provenance::Made;
@@ -105,7 +105,7 @@ impl Delivery {
             let outcome = tokio::select! {
                 biased;
                 () = self.entry.cancelled.cancelled() => Outcome::Cancelled,
-                () = self.expiry() => Outcome::Expired,
+                deadline = self.expiry() => Outcome::Expired { deadline },
                 outcome = self.decide() => outcome,
             };
             self.reply(outcome).await
@@ -122,10 +122,11 @@ impl Delivery {
     }
 
     /// Ends when the job has expired. A wrong deadline is no deadline here; it is refused elsewhere.
-    async fn expiry(&self) {
+    async fn expiry(&self) -> OffsetDateTime {
         let Ok(Some(deadline)) = self.received.deadline() else { return std::future::pending().await };
         let left = (deadline - OffsetDateTime::now_utc()).try_into().unwrap_or_default();
         tokio::time::sleep(left).await;
+        deadline
     }
 
     /// Stores the result that the outcome calls for. An outcome whose result could not be stored becomes a retry.
@@ -149,17 +150,18 @@ impl Delivery {
         let Some((status, line)) = answer::line(&outcome, to, encoding) else { return outcome };
         let mut headers = self.result_headers(status);
         let room = self.station.client.max_payload().saturating_sub(HEADER_ROOM);
+        let line = Bytes::from(line);
         let (line, kept) = match line.len() <= room {
             true => (line, None),
             false => match self.station.bodies.keep(&self.received, &line).await {
-                Ok(name) => (answer::stub(status, to, encoding), Some(name)),
-                Err(failure) => return retry("body of the result", failure),
+                Ok(name) => (answer::stub(status, to, encoding).into(), Some(name)),
+                Err(failure) => return retry("body of the result", failure.to_string()),
             },
         };
         if let Some(name) = &kept {
             headers.insert(header::BODY, name.as_str());
         }
-        let stored = self.store(headers, line.into()).await;
+        let stored = self.store(headers, line).await;
         if let (Some(name), false) = (&kept, matches!(stored, Ok(Stored::First))) {
             self.station.bodies.drop_kept(name).await;
         }
@@ -221,16 +223,17 @@ impl Delivery {
         headers.insert(header::WORKER, self.station.name.as_str());
         headers.insert(header::DEAD_CLASS, class.as_str());
         headers.insert(header::DEAD_REASON, reason.as_str());
-        let life = Life {
-            time: rfc3339(OffsetDateTime::now_utc()),
-            class,
-            reason,
-            attempts: self.attempts().current,
-            worker: self.station.name.clone(),
-        };
         let log = self.station.reply.log_of(self.received.tokens(), self.log.records()).await;
         headers.insert(header::DEAD_LOG, log);
-        tracing::warn!(job.id = self.job_id, class = class.as_str(), reason = life.reason, "job given up");
+        match class {
+            // The producer is told, in words that may be its own.
+            DeadClass::Invalid | DeadClass::Expired => {
+                tracing::debug!(job.id = self.job_id, class = class.as_str(), "job not run");
+            }
+            DeadClass::Poison | DeadClass::Exhausted => {
+                tracing::warn!(job.id = self.job_id, class = class.as_str(), reason, "job given up");
+            }
+        }
         self.station.reply.bury(&self.received.subject(), headers, self.received.message.payload.clone()).await
     }
 
@@ -290,7 +293,7 @@ impl Delivery {
             (Outcome::Completed { usage, .. }, _) => finished(200, Some(*usage)),
             (Outcome::AlreadyStored { status }, _) => finished(*status, None),
             (Outcome::Rejected(reject), _) => finished(reject.status, None),
-            (Outcome::Expired, _) => finished(408, None),
+            (Outcome::Expired { .. }, _) => finished(408, None),
             (Outcome::Cancelled, _) => finished(499, None),
             (Outcome::Exhausted { .. } | Outcome::Retry { .. }, _) => finished(500, None),
         };

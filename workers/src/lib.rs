@@ -1,4 +1,4 @@
-//! `inferq-worker` as a library: everything but the command line.
+//! `inferq-worker` and `inferq-logger` as a library: everything but the command lines.
 
 pub mod admin;
 mod answer;
@@ -14,10 +14,12 @@ pub mod engine;
 pub mod fetch;
 mod joblog;
 mod lift;
+pub mod logger;
 pub mod metrics;
 mod outcome;
 pub mod pace;
 pub mod presence;
+pub mod process;
 pub mod provenance;
 mod pull;
 mod received;

@@ -5,18 +5,16 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use clap::Parser;
 use schemas::registry::{Model, Registry};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 use workers::admin::{self, Admin, Phase};
-use workers::config::{Cli, Command, FetchArgs, FileArgs, LogFormat, WorkerArgs};
+use workers::config::{Cli, Command, FetchArgs, FileArgs};
 use workers::engine::{self, thread};
 use workers::fetch::{Fetcher, Progress, Request};
 use workers::metrics::{Metrics, Readings};
 use workers::presence;
+use workers::process::{self, Usage};
 use workers::provenance::Provenance;
 use workers::station::{Parts, look_up};
 use workers::worker::{Worker, watch_engine};
@@ -24,38 +22,8 @@ use workers::worker::{Worker, watch_engine};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// `sysexits`' EX_USAGE.
-const EXIT_USAGE: u8 = 64;
-
-/// A mistake in what the worker was told.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Usage(String);
-
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
-            let code = if error.use_stderr() { EXIT_USAGE } else { 0 };
-            // Nothing can be done about a closed terminal.
-            let _ = error.print();
-            return ExitCode::from(code);
-        }
-    };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("inferq-worker: cannot start: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match runtime.block_on(run(cli)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("inferq-worker: {error:#}");
-            ExitCode::from(if error.is::<Usage>() { EXIT_USAGE } else { 1 })
-        }
-    }
+    process::run(run)
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
@@ -67,10 +35,10 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
 
 async fn serve(cli: Cli) -> anyhow::Result<()> {
     let args = &cli.worker;
-    start_log(args)?;
+    process::start_log(&args.log)?;
     let name = args.model.as_deref().unwrap_or_default();
     let model = find_model(&args.registry, name)?;
-    let stop = stop_on_signal()?;
+    let stop = process::stop_on_signal()?;
     let metrics = Arc::new(Metrics::new(&model.name));
     let (phase, watched) = watch::channel(Phase::Loading);
 
@@ -84,7 +52,9 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
         nats_connected: client.connection_state() == async_nats::connection::State::Connected,
         nats_connects: *connects.borrow(),
     };
-    let admin = Admin { phase: watched, metrics: Arc::clone(&metrics), readings: Arc::new(readings) };
+    let shown = Arc::clone(&metrics);
+    let render = move || shown.render(readings());
+    let admin = Admin { phase: watched, client: connection.client.clone(), metrics: Arc::new(render) };
     let closed = CancellationToken::new();
     let bound =
         admin::serve(args.admin, admin, closed.clone()).await.with_context(|| format!("--admin {}", args.admin))?;
@@ -177,41 +147,6 @@ fn find_model(path: &std::path::Path, name: &str) -> anyhow::Result<Model> {
     let registry = Registry::parse(&text).map_err(|error| Usage(format!("--registry {}: {error}", path.display())))?;
     let model = registry.model(name).map_err(|error| Usage(format!("--model: {error}")))?;
     Ok(model.clone())
-}
-
-fn start_log(args: &WorkerArgs) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&args.log).map_err(|error| Usage(format!("--log {:?}: {error}", args.log)))?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    match args.log_format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().init(),
-    }
-    Ok(())
-}
-
-/// SIGTERM and SIGINT stop the worker; a second one ends it at once.
-fn stop_on_signal() -> anyhow::Result<CancellationToken> {
-    let stop = CancellationToken::new();
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let token = stop.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        token.cancel();
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        tracing::warn!("second signal, leaving at once");
-        std::process::exit(130);
-    });
-    Ok(stop)
 }
 
 /// A bar for a person, lines for a log.

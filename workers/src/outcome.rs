@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use schemas::header::DeadClass;
 use schemas::log::Usage;
+use time::OffsetDateTime;
 
 use crate::endpoint::{Body, Reject};
 
@@ -19,7 +20,7 @@ pub enum Outcome {
     /// Not answered, and no attempts left.
     Exhausted { reason: String, class: DeadClass },
     /// Its deadline has passed.
-    Expired,
+    Expired { deadline: OffsetDateTime },
     /// Its producer does not want it any more.
     Cancelled,
     /// Another delivery has stored a result already.
@@ -63,7 +64,9 @@ impl Outcome {
     pub fn acknowledgement(&self, attempts: Attempts, jitter: f64) -> Acknowledgement {
         match self {
             Self::Completed { .. } | Self::AlreadyStored { .. } => Acknowledgement::Ack,
-            Self::Rejected(_) | Self::Exhausted { .. } | Self::Expired | Self::Cancelled => Acknowledgement::Term,
+            Self::Rejected(_) | Self::Exhausted { .. } | Self::Expired { .. } | Self::Cancelled => {
+                Acknowledgement::Term
+            }
             Self::Retry { .. } => Acknowledgement::Nak(backoff(attempts.current, jitter)),
             Self::Abandoned => Acknowledgement::Nak(Duration::ZERO),
         }
@@ -74,7 +77,7 @@ impl Outcome {
         match self {
             Self::Rejected(_) => Some(DeadClass::Invalid),
             Self::Exhausted { class, .. } => Some(*class),
-            Self::Expired => Some(DeadClass::Expired),
+            Self::Expired { .. } => Some(DeadClass::Expired),
             Self::Completed { .. }
             | Self::Retry { .. }
             | Self::Cancelled
@@ -90,7 +93,7 @@ impl Outcome {
             Self::Rejected(_) => "rejected",
             Self::Retry { .. } => "retry",
             Self::Exhausted { .. } => "exhausted",
-            Self::Expired => "expired",
+            Self::Expired { .. } => "expired",
             Self::Cancelled => "cancelled",
             Self::AlreadyStored { .. } => "already_stored",
             Self::Abandoned => "abandoned",
@@ -127,7 +130,8 @@ mod tests {
     #[test]
     fn only_an_answered_job_is_acked_and_only_a_hopeless_one_is_termed() {
         assert_eq!(Outcome::AlreadyStored { status: 200 }.acknowledgement(FIRST, 0.0), Acknowledgement::Ack);
-        assert_eq!(Outcome::Expired.acknowledgement(FIRST, 0.0), Acknowledgement::Term);
+        let expired = Outcome::Expired { deadline: OffsetDateTime::UNIX_EPOCH };
+        assert_eq!(expired.acknowledgement(FIRST, 0.0), Acknowledgement::Term);
         let exhausted = Outcome::Exhausted { reason: String::new(), class: DeadClass::Poison };
         assert_eq!(exhausted.acknowledgement(FIRST, 0.0), Acknowledgement::Term);
         assert_eq!(Outcome::Cancelled.acknowledgement(FIRST, 0.0), Acknowledgement::Term);

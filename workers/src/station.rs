@@ -124,7 +124,7 @@ async fn try_look_up(connection: &Connection, parts: &Parts) -> anyhow::Result<(
     }
     let reply = Reply::new(jetstream.clone(), parts.reply_prefixes.clone()).await?;
     let ledger = Ledger::new(jetstream).await.with_context(|| format!("bucket {}", stream::ATTEMPTS_BUCKET))?;
-    let bodies = Bodies::new(jetstream).await.with_context(|| format!("bucket {}", stream::INPUTS_BUCKET))?;
+    let bodies = Bodies::new(jetstream);
     let chunks = Chunks::new(jetstream.clone()).await?;
     let tenants = Tenants::new(jetstream).await.with_context(|| format!("bucket {}", stream::TENANTS_BUCKET))?;
     Ok(((reply, ledger, bodies, chunks, tenants), consumers))

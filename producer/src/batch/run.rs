@@ -23,11 +23,11 @@ use super::input::{self, Checked, Row, Rules};
 use super::output::{Outputs, errors_path, row_of};
 use super::rows::{QueuedRow, read_rows};
 use super::state::{self, State};
-use crate::bucket::{BODY_BYTES_MAX, BucketError};
 use crate::client::Client;
 use crate::pool::Pool;
 use crate::submission::{Submission, SubmitOptions};
 use crate::submit::{SubmitError, Submitted};
+use connect::bucket::{BODY_BYTES_MAX, BucketError};
 
 /// How often the files are flushed and progress is told.
 const TICK: Duration = Duration::from_millis(250);

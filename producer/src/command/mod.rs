@@ -14,7 +14,7 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context as _;
-use connect::{Connection, FirstConnect, NatsArgs};
+use connect::{ConnectError, Connection, FirstConnect, NatsArgs};
 use producer::batch::InputError;
 use schemas::registry::Registry;
 use schemas::subject::Token;
@@ -42,6 +42,7 @@ pub struct BadInput(pub String);
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     match error {
         error if error.is::<Usage>() => EXIT_USAGE,
+        error if error.downcast_ref::<ConnectError>().is_some_and(ConnectError::is_usage) => EXIT_USAGE,
         error if error.is::<BadInput>() || error.is::<InputError>() => EXIT_INPUT,
         _ => 1,
     }

@@ -5,6 +5,7 @@
 mod letter;
 mod replay;
 
+use connect::bucket::BODY_BYTES_MAX;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -102,7 +103,7 @@ impl Client {
         let message = dead.direct_get(letter.sequence).await;
         let message = message.with_context(|| format!("dead letter {}", letter.job_id))?;
         let payload = match letter.input_name() {
-            Some(name) => self.inputs.get(&name).await?,
+            Some(name) => self.inputs.get(&name, BODY_BYTES_MAX).await?,
             None => message.payload,
         };
         OpenLetter::new(letter, payload)

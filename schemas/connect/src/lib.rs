@@ -2,18 +2,21 @@
 //!
 //! It knows nothing of jobs; it is apart from `schemas` because that crate does no I/O.
 
+pub mod bucket;
 pub mod config;
+mod options;
 mod publish;
+mod refusal;
 
-use std::path::Path;
 use std::time::Duration;
 
 use async_nats::jetstream::{self, context::ContextBuilder};
-use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use async_nats::{Client, Event, ServerAddr};
 use tokio::sync::watch;
 
 pub use config::NatsArgs;
 pub use publish::{PublishFailure, classify_publish};
+pub use refusal::ConnectError;
 
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(1);
@@ -42,41 +45,18 @@ pub enum FirstConnect {
     Retry,
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    #[error("--server {url:?}: {reason}; give a URL such as nats://127.0.0.1:4222")]
-    Url { url: String, reason: String },
-    #[error("{key} {path:?} cannot be read: {reason}")]
-    File { key: &'static str, path: String, reason: String },
-    #[error(
-        "cannot connect to {url}: {reason}; is nats-server running there? `inferq up` starts one, --server or NATS_URL names another"
-    )]
-    Refused { url: String, reason: String },
-}
-
 /// Connects with the given options, under a name that the server's monitoring shows.
 pub async fn connect(args: &NatsArgs, name: &str, first: FirstConnect) -> Result<Connection, ConnectError> {
-    let addresses = addresses(&args.server)?;
+    let addresses = options::addresses(&args.server)?;
     let (sender, connects) = watch::channel(0_u64);
-    let mut options = options(args)
-        .await?
-        .name(name)
-        .ping_interval(PING_INTERVAL)
-        .request_timeout(Some(REQUEST_TIMEOUT))
-        .reconnect_delay_callback(reconnect_delay)
-        .event_callback(move |event| {
-            if matches!(event, Event::Connected) {
-                sender.send_modify(|count| *count += 1);
-            }
-            async move { report(&event) }
-        });
-    if first == FirstConnect::Retry {
-        options = options.retry_on_initial_connect();
-    }
-    let client = options
-        .connect(addresses.as_slice())
-        .await
-        .map_err(|error| ConnectError::Refused { url: redact(&args.server), reason: error.to_string() })?;
+    let client = match dial(args, &addresses, name, FirstConnect::Fail, sender.clone()).await {
+        // The library goes on trying, but does not say what is wrong.
+        Err(error) if first == FirstConnect::Retry && !error.is_usage() => {
+            tracing::warn!("{error}; trying again");
+            dial(args, &addresses, name, first, sender).await?
+        }
+        dialled => dialled?,
+    };
     let builder = ContextBuilder::new().timeout(REQUEST_TIMEOUT).max_ack_inflight(UNCONFIRMED_MAX);
     let jetstream = match &args.js_api_prefix {
         Some(prefix) => builder.api_prefix(prefix.clone()).build(client.clone()),
@@ -86,42 +66,34 @@ pub async fn connect(args: &NatsArgs, name: &str, first: FirstConnect) -> Result
     Ok(Connection { client, jetstream, api_prefix, connects })
 }
 
-async fn options(args: &NatsArgs) -> Result<ConnectOptions, ConnectError> {
-    let mut options = ConnectOptions::new();
-    if let Some(path) = &args.creds {
-        options = options.credentials_file(path).await.map_err(|error| unreadable("--creds", path, error))?;
+async fn dial(
+    args: &NatsArgs,
+    addresses: &[ServerAddr],
+    name: &str,
+    first: FirstConnect,
+    connects: watch::Sender<u64>,
+) -> Result<Client, ConnectError> {
+    let made = connects.subscribe();
+    let mut options = options::options(args, addresses)
+        .await?
+        .name(name)
+        .ping_interval(PING_INTERVAL)
+        .request_timeout(Some(REQUEST_TIMEOUT))
+        // The library waits before the first try too, which nobody needs: a command would begin with a pause.
+        .reconnect_delay_callback(move |attempts| match (*made.borrow(), attempts) {
+            (0, 1) => Duration::ZERO,
+            _ => reconnect_delay(attempts),
+        })
+        .event_callback(move |event| {
+            if matches!(event, Event::Connected) {
+                connects.send_modify(|count| *count += 1);
+            }
+            async move { report(&event) }
+        });
+    if first == FirstConnect::Retry {
+        options = options.retry_on_initial_connect();
     }
-    if let Some(path) = &args.nkey {
-        let seed = tokio::fs::read_to_string(path).await.map_err(|error| unreadable("--nkey", path, error))?;
-        options = options.nkey(seed.trim().to_owned());
-    }
-    options = match (&args.user, &args.password) {
-        (Some(user), Some(password)) => options.user_and_password(user.clone(), password.clone()),
-        (Some(token), None) => options.token(token.clone()),
-        (None, _) => options,
-    };
-    if let Some(path) = &args.tlsca {
-        options = options.add_root_certificates(path.clone());
-    }
-    if let (Some(cert), Some(key)) = (&args.tlscert, &args.tlskey) {
-        options = options.add_client_certificate(cert.clone(), key.clone());
-    }
-    if args.tlsfirst {
-        options = options.tls_first();
-    }
-    if let Some(prefix) = &args.inbox_prefix {
-        options = options.custom_inbox_prefix(prefix);
-    }
-    Ok(options)
-}
-
-fn addresses(urls: &str) -> Result<Vec<ServerAddr>, ConnectError> {
-    let parse = |url: &str| {
-        url.trim()
-            .parse::<ServerAddr>()
-            .map_err(|error| ConnectError::Url { url: redact(url), reason: error.to_string() })
-    };
-    urls.split(',').map(parse).collect()
+    options.connect(addresses).await.map_err(|error| refusal::classify_connect(&error, args))
 }
 
 /// Doubles from 50 ms to a second, and takes a random half to whole of that, so that a fleet does not return at once.
@@ -140,29 +112,9 @@ fn report(event: &Event) {
     }
 }
 
-fn unreadable(key: &'static str, path: &Path, error: std::io::Error) -> ConnectError {
-    ConnectError::File { key, path: path.display().to_string(), reason: error.to_string() }
-}
-
-/// URLs may carry a password, which no message shows.
-fn redact(urls: &str) -> String {
-    let hide = |url: &str| match url.rsplit_once('@') {
-        Some((before, host)) => {
-            format!("{}***@{host}", before.split_once("://").map_or(String::new(), |(s, _)| format!("{s}://")))
-        }
-        None => url.to_owned(),
-    };
-    urls.split(',').map(hide).collect::<Vec<_>>().join(",")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_password_in_a_url_is_not_shown() {
-        assert_eq!(redact("nats://u:p@h:4222,nats://h2"), "nats://***@h:4222,nats://h2");
-    }
 
     #[test]
     fn reconnects_are_quick_and_capped() {

@@ -20,6 +20,8 @@ pub const TENANT: &str = "default";
 
 pub struct Deployment {
     pub server: Server,
+    /// How every program connects.
+    nats: NatsArgs,
     pub client: Client,
     pub folder: TempDir,
     pub registry: PathBuf,
@@ -32,11 +34,26 @@ impl Deployment {
     /// A server on which `inferq setup` has run with this registry.
     pub async fn new(registry_text: &str) -> Self {
         let server = Server::start();
+        let nats = NatsArgs::to(&server.url);
+        Self::made(server, nats, registry_text).await
+    }
+
+    /// On servers that the caller runs; their URLs are separated by commas.
+    pub async fn on(urls: &str, registry_text: &str) -> Self {
+        Self::through(NatsArgs::to(urls), registry_text).await
+    }
+
+    /// The same, with options of the connection, which the workers and `inferq` get as flags.
+    pub async fn through(nats: NatsArgs, registry_text: &str) -> Self {
+        Self::made(Server::at(&nats.server), nats, registry_text).await
+    }
+
+    async fn made(server: Server, nats: NatsArgs, registry_text: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let registry = folder.path().join("models.toml");
         std::fs::write(&registry, registry_text).unwrap();
-        let connection = connect(&server.url).await;
-        let deployment = Self { client: Client::new(connection), server, folder, registry };
+        let connection = connect::connect(&nats, "tests", FirstConnect::Fail).await.unwrap();
+        let deployment = Self { client: Client::new(connection), server, nats, folder, registry };
         let setup = deployment.inferq(&["setup", "--registry", deployment.registry.to_str().unwrap()]);
         assert!(setup.status.success(), "{}", String::from_utf8_lossy(&setup.stderr));
         deployment
@@ -56,16 +73,21 @@ impl Deployment {
 
     pub async fn worker_with(&self, model: &str, arguments: &[&str]) -> WorkerProcess {
         let before = self.workers(model).await;
-        let mut command = Command::new(program("inferq-worker"));
-        command.args(["--model", model, "--server", &self.server.url, "--admin", "127.0.0.1:0", "--log", "warn"]);
-        command.arg("--registry").arg(&self.registry).args(arguments).stdin(Stdio::null());
-        let mut worker = WorkerProcess(command.spawn().unwrap());
+        let mut worker = self.spawn_worker(model, arguments);
         eventually("the worker is ready", async || {
             assert!(worker.0.try_wait().unwrap().is_none(), "the worker has ended");
             (self.workers(model).await > before).then_some(())
         })
         .await;
         worker
+    }
+
+    /// Starts a worker that may end before it is ready.
+    pub fn spawn_worker(&self, model: &str, arguments: &[&str]) -> WorkerProcess {
+        let mut command = Command::new(program("inferq-worker"));
+        command.args(["--model", model, "--admin", "127.0.0.1:0", "--log", "warn"]).args(flags(&self.nats));
+        command.arg("--registry").arg(&self.registry).args(arguments).stdin(Stdio::null());
+        WorkerProcess(command.spawn().unwrap())
     }
 
     async fn workers(&self, model: &str) -> usize {
@@ -75,7 +97,9 @@ impl Deployment {
 
     /// Runs `inferq` against this server.
     pub fn inferq(&self, arguments: &[&str]) -> Output {
-        run(&program("inferq"), arguments, &[("NATS_URL", &self.server.url)])
+        let flags = flags(&self.nats);
+        let arguments: Vec<&str> = flags.iter().map(String::as_str).chain(arguments.iter().copied()).collect();
+        run(&program("inferq"), &arguments, &[])
     }
 
     /// Publishes a job through the library.
@@ -133,6 +157,10 @@ impl WorkerProcess {
         signal(name, self.0.id());
     }
 
+    pub fn has_ended(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_some()
+    }
+
     /// Waits for its end and gives its exit code.
     pub async fn exit_code(&mut self) -> Option<i32> {
         let status = eventually("the worker ends", async || self.0.try_wait().unwrap()).await;
@@ -165,6 +193,22 @@ pub fn tenant() -> Token {
     Token::encode(TENANT).unwrap()
 }
 
-pub async fn connect(url: &str) -> Connection {
-    connect::connect(&NatsArgs::to(url), "tests", FirstConnect::Fail).await.unwrap()
+/// The options of a connection as a command line has them.
+pub fn flags(nats: &NatsArgs) -> Vec<String> {
+    let text = |name: &str, value: &Option<String>| value.as_ref().map(|value| [name.to_owned(), value.clone()]);
+    let file = |name: &str, value: &Option<PathBuf>| text(name, &value.as_ref().map(|path| path.display().to_string()));
+    let given = [
+        text("--server", &Some(nats.server.clone())),
+        text("--user", &nats.user),
+        text("--password", &nats.password),
+        file("--creds", &nats.creds),
+        file("--nkey", &nats.nkey),
+        file("--tlscert", &nats.tlscert),
+        file("--tlskey", &nats.tlskey),
+        file("--tlsca", &nats.tlsca),
+        text("--inbox-prefix", &nats.inbox_prefix),
+        text("--js-api-prefix", &nats.js_api_prefix),
+    ];
+    let first = nats.tlsfirst.then(|| "--tlsfirst".to_owned());
+    given.into_iter().flatten().flatten().chain(first).collect()
 }

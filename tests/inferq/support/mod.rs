@@ -1,7 +1,12 @@
 //! What tests stand on: a real nats-server, real worker processes, and waiting without ordering things by time.
 
+mod certificates;
+mod cluster;
 mod deployment;
+mod operator;
 mod programs;
+#[allow(dead_code, reason = "the chaos program uses it")]
+mod proxy;
 mod server;
 
 use std::path::PathBuf;
@@ -9,10 +14,15 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+pub use certificates::Certificates;
+pub use cluster::Cluster;
 #[allow(unused_imports, reason = "the benchmarks name it")]
 pub use deployment::WorkerProcess;
-pub use deployment::{Deployment, TENANT, submission, tenant};
+pub use deployment::{Deployment, TENANT, flags, submission, tenant};
+pub use operator::Operator;
 pub use programs::{program, python, run, signal};
+#[allow(unused_imports, reason = "the chaos program names them")]
+pub use proxy::{Line, Proxy};
 pub use server::Server;
 
 /// How long anything may take that takes no time on an idle machine.
@@ -34,6 +44,12 @@ pub async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Optio
         assert!(Instant::now() < deadline, "did not happen within {PATIENCE:?}: {what}");
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// How long a fault lasts, or a moment between two tries. Nothing is ordered by it.
+#[allow(dead_code, reason = "the chaos program uses it")]
+pub async fn lasting(duration: Duration) {
+    tokio::time::sleep(duration).await;
 }
 
 /// A registry with one echo model named `echo`. `limits` are lines of its `[models.limits]`.

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::Duration;
 
+use crate::{PublishFailure, classify_publish};
 use async_nats::HeaderMap;
 use async_nats::jetstream::Context;
 use async_nats::jetstream::context::PublishErrorKind;
@@ -15,7 +16,6 @@ use async_nats::jetstream::object_store::{GetErrorKind, InfoErrorKind, ObjectSto
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
 use bytes::Bytes;
-use connect::{PublishFailure, classify_publish};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
@@ -46,8 +46,8 @@ pub enum BucketError {
     Missing(&'static str),
     #[error("the body {name:?} is not in bucket {bucket}: it has expired or was deleted")]
     Gone { bucket: &'static str, name: String },
-    #[error("the body {name:?} in bucket {bucket} has {bytes} bytes; at most {BODY_BYTES_MAX} are read")]
-    TooLarge { bucket: &'static str, name: String, bytes: usize },
+    #[error("the body {name:?} in bucket {bucket} has {bytes} bytes; at most {max} are read")]
+    TooLarge { bucket: &'static str, name: String, bytes: usize, max: usize },
     #[error("bucket {bucket}: {reason}")]
     Server { bucket: &'static str, reason: String },
 }
@@ -76,7 +76,7 @@ impl Bucket {
     }
 
     /// Reads a whole object.
-    pub async fn get(&self, name: &str) -> Result<Bytes, BucketError> {
+    pub async fn get(&self, name: &str, bytes_max: usize) -> Result<Bytes, BucketError> {
         let gone = || BucketError::Gone { bucket: self.name, name: name.to_owned() };
         let found = self.store().await?.get(name).await;
         let mut object = found.map_err(|error| match error.kind() {
@@ -84,8 +84,8 @@ impl Bucket {
             _ => self.failed(error),
         })?;
         let bytes = object.info().size;
-        if bytes > BODY_BYTES_MAX {
-            return Err(BucketError::TooLarge { bucket: self.name, name: name.to_owned(), bytes });
+        if bytes > bytes_max {
+            return Err(BucketError::TooLarge { bucket: self.name, name: name.to_owned(), bytes, max: bytes_max });
         }
         let mut body = Vec::with_capacity(bytes);
         loop {
