@@ -10,14 +10,13 @@ use async_nats::jetstream::stream::DirectGetErrorKind;
 use async_nats::jetstream::{Context, stream::Stream};
 use bytes::Bytes;
 use connect::Connection;
+use connect::bucket::{BODY_BYTES_MAX, Bucket, BucketError};
 use futures::{StreamExt, TryStreamExt};
 use schemas::codec::{DecodeError, Encoding};
 use schemas::log::LogMessage;
 use schemas::result::JobResult;
 use schemas::subject::{JobId, Lane, ReplyTokens, Token, lane_filter, live_subject};
 use schemas::{header, stream};
-
-use connect::bucket::{BODY_BYTES_MAX, Bucket, BucketError};
 
 /// A live result may be missed (core NATS drops for slow readers); the stored one is looked up this often.
 const LOOK_UP_EVERY: Duration = Duration::from_secs(5);

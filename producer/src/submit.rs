@@ -5,13 +5,13 @@ use std::time::Duration;
 use async_nats::jetstream::message::PublishMessage;
 use backon::{ExponentialBuilder, Retryable};
 use bytes::Bytes;
+use connect::bucket::BODY_BYTES_MAX;
 use connect::{PublishFailure, classify_publish};
 use schemas::header;
 use schemas::subject::{Address, AddressError, JobId, Lane, ReplyTokens, Token};
 
 use crate::client::{Client, ReadError};
 use crate::submission::{Submission, WhenFull};
-use connect::bucket::BODY_BYTES_MAX;
 
 /// How long a publish is tried again while the job stream has no leader or the server does not answer.
 const AWAY_MAX: Duration = Duration::from_secs(20);

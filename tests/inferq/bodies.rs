@@ -122,7 +122,7 @@ async fn a_large_job_and_its_large_result_round_trip() {
     let result = tokio::time::timeout(PATIENCE, deployment.client.wait(&tenant(), &id)).await.unwrap().unwrap();
     assert!(content(&serde_json::to_value(result).unwrap()) == text);
     eventually("the job's body is deleted", async || {
-        bucket(&deployment, INPUTS_BUCKET).await.info(format!("{TENANT}/{id}")).await.is_err().then_some(())
+        bucket(&deployment, INPUTS_BUCKET).await.get(format!("{TENANT}/{id}")).await.is_err().then_some(())
     })
     .await;
 }

@@ -8,6 +8,7 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use bytes::Bytes;
+use connect::bucket::{BODY_BYTES_MAX, BucketError};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use schemas::codec::Encoding;
@@ -27,7 +28,6 @@ use crate::client::Client;
 use crate::pool::Pool;
 use crate::submission::{Submission, SubmitOptions};
 use crate::submit::{SubmitError, Submitted};
-use connect::bucket::{BODY_BYTES_MAX, BucketError};
 
 /// How often the files are flushed and progress is told.
 const TICK: Duration = Duration::from_millis(250);

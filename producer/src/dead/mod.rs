@@ -5,11 +5,11 @@
 mod letter;
 mod replay;
 
-use connect::bucket::BODY_BYTES_MAX;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use connect::bucket::BODY_BYTES_MAX;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use schemas::header::{self, DeadClass};
 use schemas::stream::DEAD;
