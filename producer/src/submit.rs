@@ -131,6 +131,8 @@ impl Client {
         message: impl Fn() -> PublishMessage,
     ) -> Result<Submitted, SubmitError> {
         let subject = address.subject()?;
+        // On the same connection and before the job, so that it is there when the job is.
+        self.note_tenant(address).await?;
         persist(when_full, || self.publish_once(address, &subject, message())).await
     }
 
