@@ -18,6 +18,7 @@ use schemas::result::JobResult;
 use schemas::subject::{JobId, Lane, ReplyTokens, Token, lane_filter, live_subject};
 use schemas::{header, stream};
 
+use crate::tenants::Noted;
 /// A live result may be missed (core NATS drops for slow readers); the stored one is looked up this often.
 const LOOK_UP_EVERY: Duration = Duration::from_secs(5);
 
@@ -29,6 +30,7 @@ pub struct Client {
     pub(crate) inputs: Arc<Bucket>,
     /// Bodies of results over the payload limit.
     pub(crate) blobs: Arc<Bucket>,
+    pub(crate) noted: Arc<Noted>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +55,8 @@ impl ReadError {
 impl Client {
     pub fn new(connection: Connection) -> Self {
         let bucket = |name| Arc::new(Bucket::new(connection.jetstream.clone(), name));
-        Self { inputs: bucket(stream::INPUTS_BUCKET), blobs: bucket(stream::BLOBS_BUCKET), connection }
+        let (inputs, blobs) = (bucket(stream::INPUTS_BUCKET), bucket(stream::BLOBS_BUCKET));
+        Self { inputs, blobs, noted: Arc::default(), connection }
     }
 
     /// Whether the job stream takes jobs of that model and lane.
