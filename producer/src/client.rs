@@ -41,6 +41,8 @@ pub enum ReadError {
     Decode(#[from] DecodeError),
     #[error("{0}")]
     Body(#[from] BucketError),
+    #[error("chunks {missing} to {} are no longer stored; the result has the whole answer", found - 1)]
+    Gap { missing: u64, found: u64 },
     #[error("no answer from the server: {0}")]
     Server(String),
 }
@@ -123,7 +125,7 @@ impl Client {
         }
     }
 
-    async fn read(&self, headers: Option<&HeaderMap>, payload: &Bytes) -> Result<JobResult, ReadError> {
+    pub(crate) async fn read(&self, headers: Option<&HeaderMap>, payload: &Bytes) -> Result<JobResult, ReadError> {
         Ok(decode(headers, &self.payload(headers, payload).await?)?)
     }
 
@@ -180,7 +182,7 @@ pub(crate) fn queued_filter(tenant: &Token, job_id: &JobId) -> String {
     format!("inferq.jobs.*.*.{tenant}.{job_id}")
 }
 
-fn log_subject(tenant: &Token, job_id: &JobId) -> String {
+pub(crate) fn log_subject(tenant: &Token, job_id: &JobId) -> String {
     ReplyTokens { tenant: tenant.as_str(), job_id: job_id.as_str() }.log_subject()
 }
 

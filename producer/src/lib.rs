@@ -9,10 +9,12 @@ pub mod cost;
 pub mod dead;
 pub mod pool;
 pub mod setup;
+pub mod standing;
 pub mod status;
 pub mod submission;
 pub mod submit;
 mod tenants;
+pub mod tokens;
 
 pub use client::Client;
 pub use submission::{Submission, SubmitOptions, WhenFull};

@@ -15,6 +15,7 @@ mod interop;
 mod lifecycle;
 mod logger;
 mod numerics;
+mod status;
 mod submit;
 mod support;
 mod tidy;
