@@ -21,8 +21,8 @@ use schemas::subject::{LIFTED, Lane, Token, waiting_filter};
 use schemas::{header, stream};
 use tokio_util::sync::CancellationToken;
 
+use crate::asked;
 use crate::joblog::rfc3339;
-use crate::received::deadline_of;
 use crate::station::Station;
 
 /// How often a worker looks.
@@ -229,7 +229,7 @@ impl Lifter {
             .filter_map(|(name, values)| Some((name.clone(), values.first()?.clone())))
             .collect();
         let value = |name| job.headers.get(name).map(|value| value.as_str());
-        match deadline_of(value(header::DEADLINE), value(header::TIMEOUT), job.time) {
+        match asked::deadline(value(header::DEADLINE), value(header::TIMEOUT), job.time) {
             Ok(Some(deadline)) => headers.insert(header::DEADLINE, rfc3339(deadline)),
             Ok(None) => {}
             // Kept as it is: whoever runs the job refuses it.
