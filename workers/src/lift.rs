@@ -19,6 +19,7 @@ use connect::{PublishFailure, classify_publish};
 use futures::StreamExt;
 use schemas::subject::{LIFTED, Lane, Token, waiting_filter};
 use schemas::{header, stream};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::asked;
@@ -40,21 +41,24 @@ pub struct Held {
 
 #[derive(Debug, Default)]
 struct State {
-    jobs: HashMap<(Lane, Arc<str>), usize>,
+    /// By lane, tenant, and whether they were lifted.
+    jobs: HashMap<Key, usize>,
     heads: HashMap<Lane, u64>,
 }
+
+type Key = (Lane, Arc<str>, bool);
 
 /// A job that is held. It counts until this is dropped.
 #[derive(Debug)]
 pub struct Hold {
     held: Held,
-    key: (Lane, Arc<str>),
+    key: Key,
 }
 
 impl Held {
     /// Counts a job. `head` is its sequence, where it came in the order of its lane.
     pub fn take(&self, lane: Lane, tenant: &str, head: Option<u64>) -> Hold {
-        let key: (Lane, Arc<str>) = (lane, tenant.into());
+        let key: Key = (lane, tenant.into(), head.is_none());
         let mut state = self.state.lock().expect("no panic while held");
         *state.jobs.entry(key.clone()).or_default() += 1;
         if let Some(head) = head {
@@ -64,9 +68,11 @@ impl Held {
         Hold { held: self.clone(), key }
     }
 
-    fn count(&self, lane: Lane, tenant: &str) -> usize {
+    /// Jobs that came in the order of the lane, and lifted ones.
+    fn count(&self, lane: Lane, tenant: &str) -> (usize, usize) {
         let state = self.state.lock().expect("no panic while held");
-        state.jobs.get(&(lane, tenant.into())).copied().unwrap_or(0)
+        let count = |lifted| state.jobs.get(&(lane, tenant.into(), lifted)).copied().unwrap_or(0);
+        (count(false), count(true))
     }
 
     fn head(&self, lane: Lane) -> u64 {
@@ -165,8 +171,12 @@ impl Lifter {
         let limits = &self.station.model.limits;
         let enough = limits.batch.max(limits.in_flight / 4);
         for tenant in self.tenants.iter().cloned().collect::<Vec<_>>() {
-            let missing = enough.saturating_sub(self.station.held.count(self.lane, &tenant));
-            for _ in 0..missing {
+            let (in_order, lifted) = self.station.held.count(self.lane, &tenant);
+            // Its turn has come by itself.
+            if in_order > 0 {
+                continue;
+            }
+            for _ in lifted..enough {
                 match self.lift_next(&tenant).await {
                     Ok(true) => {}
                     Ok(false) => break,
@@ -212,7 +222,10 @@ impl Lifter {
             Ok(_) | Err(PublishFailure::AlreadyStored) => {}
             Err(failure) => return Err(failure),
         }
-        if let Err(error) = self.jobs.delete_message(job.sequence).await {
+        // The client library has the bytes overwritten too, for which the server writes a whole block anew.
+        let request = json!({ "seq": job.sequence, "no_erase": true });
+        let deleted = self.station.jetstream.request(format!("STREAM.MSG.DELETE.{}", stream::JOBS), &request).await;
+        if let Err(error) = deleted.map(|_: serde_json::Value| ()) {
             tracing::debug!(%error, "lifted job was gone already");
         }
         self.station.metrics.lifted.inc();
