@@ -5,7 +5,7 @@ CARGO := cargo --locked
 DENY_VERSION := 0.20.2
 DENY := $(abspath $(BIN))/../tools/bin/cargo-deny
 
-.PHONY: help build demo test check bench chaos schemas fmt
+.PHONY: help build demo test check bench chaos fuzz schemas fmt
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -19,12 +19,15 @@ demo: build ## run a small batch file on real models, start to end
 test: check build ## run every check and every test
 	$(CARGO) test --release --workspace --lib --bins --examples --test '*'
 	$(CARGO) test --release --workspace --doc
+	FUZZ_SECONDS=10 tests/fuzz/run.sh
 
 check: $(DENY) ## format, lints, documentation, licenses
 	$(CARGO) fmt --check
+	cd tests/fuzz && $(CARGO) fmt --check
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --workspace --no-deps
 	$(DENY) --locked check licenses bans sources
+	$(DENY) --locked --manifest-path tests/fuzz/Cargo.toml check licenses bans sources
 
 # Unoptimised, since building it takes far longer than running it.
 $(DENY):
@@ -40,8 +43,13 @@ bench: build ## measure the queue and the models beside bare JetStream
 chaos: build ## break everything on purpose, long, and account for every job
 	$(CARGO) test --release -p tests --test chaos -- --long $(CHAOS_ARGS)
 
+# FUZZ_SECONDS: for each target, 60 unless given; `tests/fuzz/run.sh grow` also keeps what it found in the corpus.
+fuzz: ## feed every decoder with inputs that reach ever more of it
+	tests/fuzz/run.sh
+
 schemas: ## write schemas/json anew from the types
 	$(CARGO) run --release -p schemas --example generate
 
 fmt: ## format the code
 	cargo fmt
+	cd tests/fuzz && cargo fmt

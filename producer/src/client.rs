@@ -18,6 +18,7 @@ use schemas::result::JobResult;
 use schemas::subject::{JobId, Lane, ReplyTokens, Token, lane_filter, live_subject};
 use schemas::{header, stream};
 
+use crate::tenants::Noted;
 /// A live result may be missed (core NATS drops for slow readers); the stored one is looked up this often.
 const LOOK_UP_EVERY: Duration = Duration::from_secs(5);
 
@@ -29,6 +30,7 @@ pub struct Client {
     pub(crate) inputs: Arc<Bucket>,
     /// Bodies of results over the payload limit.
     pub(crate) blobs: Arc<Bucket>,
+    pub(crate) noted: Arc<Noted>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +41,8 @@ pub enum ReadError {
     Decode(#[from] DecodeError),
     #[error("{0}")]
     Body(#[from] BucketError),
+    #[error("chunks {missing} to {} are no longer stored; the result has the whole answer", found - 1)]
+    Gap { missing: u64, found: u64 },
     #[error("no answer from the server: {0}")]
     Server(String),
 }
@@ -53,7 +57,8 @@ impl ReadError {
 impl Client {
     pub fn new(connection: Connection) -> Self {
         let bucket = |name| Arc::new(Bucket::new(connection.jetstream.clone(), name));
-        Self { inputs: bucket(stream::INPUTS_BUCKET), blobs: bucket(stream::BLOBS_BUCKET), connection }
+        let (inputs, blobs) = (bucket(stream::INPUTS_BUCKET), bucket(stream::BLOBS_BUCKET));
+        Self { inputs, blobs, noted: Arc::default(), connection }
     }
 
     /// Whether the job stream takes jobs of that model and lane.
@@ -120,7 +125,7 @@ impl Client {
         }
     }
 
-    async fn read(&self, headers: Option<&HeaderMap>, payload: &Bytes) -> Result<JobResult, ReadError> {
+    pub(crate) async fn read(&self, headers: Option<&HeaderMap>, payload: &Bytes) -> Result<JobResult, ReadError> {
         Ok(decode(headers, &self.payload(headers, payload).await?)?)
     }
 
@@ -177,7 +182,7 @@ pub(crate) fn queued_filter(tenant: &Token, job_id: &JobId) -> String {
     format!("inferq.jobs.*.*.{tenant}.{job_id}")
 }
 
-fn log_subject(tenant: &Token, job_id: &JobId) -> String {
+pub(crate) fn log_subject(tenant: &Token, job_id: &JobId) -> String {
     ReplyTokens { tenant: tenant.as_str(), job_id: job_id.as_str() }.log_subject()
 }
 

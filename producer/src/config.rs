@@ -5,7 +5,7 @@ pub mod dead;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use connect::NatsArgs;
 use schemas::subject::{JobId, Lane};
 
@@ -47,6 +47,8 @@ pub enum Command {
     Batch(BatchCommand),
     /// Print the result of a job
     Results(ResultsArgs),
+    /// Print the answer of a job that streams, as it is made or again
+    Tokens(TokensArgs),
     /// Print what happened to a job
     Logs(LogsArgs),
     /// Cancel jobs that wait or run
@@ -54,8 +56,8 @@ pub enum Command {
     /// Look after dead letters: jobs that workers have given up
     #[command(subcommand)]
     Dead(DeadCommand),
-    /// Show queues, jobs in flight and workers
-    Status,
+    /// Show queues, jobs in flight, workers and the backlog in seconds, or where one job stands
+    Status(StatusArgs),
     /// Run a NATS server and a worker for each model on this machine, for development
     Up(UpArgs),
     /// Print a completion script for a shell
@@ -83,9 +85,11 @@ pub struct TenantArgs {
 }
 
 #[derive(Args, Debug)]
+#[command(group(ArgGroup::new("waits").args(["wait", "stream"]).multiple(true)))]
 #[command(after_help = "Examples:
   inferq submit --model all-MiniLM-L6-v2 --input 'hello' --wait
   inferq submit --model SmolLM2-135M-Instruct --message 'Say hi' --set temperature=0 --wait
+  inferq submit --model SmolLM2-135M-Instruct --message 'Tell a story' --stream
   inferq submit --id order-17 --expires-in 600 --max-attempts 2 job.json
   echo '{\"url\":\"/v1/embeddings\",\"body\":{\"model\":\"all-MiniLM-L6-v2\",\"input\":\"hello\"}}' | inferq submit -")]
 pub struct SubmitArgs {
@@ -130,7 +134,7 @@ pub struct SubmitArgs {
     /// Compute the answer even if it is cached, and do not cache it
     #[arg(long)]
     pub no_cache: bool,
-    /// Publish the answer in chunks as it is made
+    /// Wait for the answer and print its text as it is made
     #[arg(long)]
     pub stream: bool,
     /// What the job costs in the model's units, such as tokens; estimated from its size by default
@@ -146,7 +150,7 @@ pub struct SubmitArgs {
     #[arg(long)]
     pub wait: bool,
     /// Seconds to wait
-    #[arg(long, default_value_t = 300, requires = "wait", value_name = "SECONDS")]
+    #[arg(long, default_value_t = 300, requires = "waits", value_name = "SECONDS")]
     pub timeout_seconds: u64,
 }
 
@@ -220,6 +224,30 @@ pub struct CancelArgs {
     /// Ids of the jobs
     #[arg(required = true, value_name = "JOB_ID", value_parser = parse_job_id)]
     pub job_ids: Vec<JobId>,
+    #[command(flatten)]
+    pub tenant: TenantArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct TokensArgs {
+    /// Id of the job
+    #[arg(value_parser = parse_job_id)]
+    pub job_id: JobId,
+    #[command(flatten)]
+    pub tenant: TenantArgs,
+    /// Number of the first chunk to print
+    #[arg(long, default_value_t = 0, value_name = "CHUNK")]
+    pub from: u64,
+    /// Seconds to wait for the rest of the answer
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    pub timeout_seconds: u64,
+}
+
+#[derive(Args, Debug)]
+pub struct StatusArgs {
+    /// Id of a job, to tell where it stands
+    #[arg(value_parser = parse_job_id)]
+    pub job_id: Option<JobId>,
     #[command(flatten)]
     pub tenant: TenantArgs,
 }

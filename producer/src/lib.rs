@@ -1,6 +1,7 @@
-//! The producing side of inferq: publish and cancel jobs, read results and logs, run batch files, look
-//! after dead letters, set streams up.
+//! The producing side of inferq: publish and cancel jobs, read results, tokens and logs, tell where jobs stand, run
+//! batch files, look after dead letters, set streams up.
 
+pub mod backlog;
 pub mod batch;
 pub mod cancel;
 pub mod client;
@@ -8,9 +9,12 @@ pub mod cost;
 pub mod dead;
 pub mod pool;
 pub mod setup;
+pub mod standing;
 pub mod status;
 pub mod submission;
 pub mod submit;
+mod tenants;
+pub mod tokens;
 
 pub use client::Client;
 pub use submission::{Submission, SubmitOptions, WhenFull};

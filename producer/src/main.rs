@@ -48,10 +48,11 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Submit(args) => command::submit::run(&nats, output, *args).await,
         Command::Batch(BatchCommand::Run(args)) => command::batch::run(&nats, output, args).await,
         Command::Results(args) => command::results::run(&nats, args).await,
+        Command::Tokens(args) => command::tokens::run(&nats, output, args).await,
         Command::Logs(args) => command::logs::run(&nats, output, args).await,
         Command::Cancel(args) => command::cancel::run(&nats, output, args).await,
         Command::Dead(args) => command::dead::run(&nats, output, args).await,
-        Command::Status => command::status::run(&nats, output).await,
+        Command::Status(args) => command::status::run(&nats, output, args).await,
         Command::Up(args) => command::up::run(args).await,
         Command::Completions { shell } => {
             let mut command = <Cli as clap::CommandFactory>::command();

@@ -65,14 +65,14 @@ impl Client {
         let Submission { address, payload, options, .. } = submission;
         if options.may_exist {
             let tenant = Token::encode(&address.tenant).map_err(AddressError::Tenant)?;
-            if self.stored(&tenant, &address.job_id).await?.is_some() {
+            if Box::pin(self.stored(&tenant, &address.job_id)).await?.is_some() {
                 return Ok(Submitted::Answered);
             }
         }
         let message = || PublishMessage::build().payload(payload.clone()).headers(submission.headers());
         match self.publish(address, options.when_full, message).await {
             // Over the server's limit, which the client knows: nothing was sent.
-            Err(SubmitError::Failed(PublishFailure::TooLarge(_))) => self.submit_large(submission).await,
+            Err(SubmitError::Failed(PublishFailure::TooLarge(_))) => Box::pin(self.submit_large(submission)).await,
             submitted => submitted,
         }
     }
@@ -131,7 +131,15 @@ impl Client {
         message: impl Fn() -> PublishMessage,
     ) -> Result<Submitted, SubmitError> {
         let subject = address.subject()?;
-        persist(when_full, || self.publish_once(address, &subject, message())).await
+        // On the same connection and before the job, so that it is there when the job is.
+        self.note_tenant(address).await?;
+        match self.publish_once(address, &subject, message()).await {
+            // Boxed, as all that is seldom needed: thousands of these futures are alive at a time.
+            Err(error) if error.is_transient() => {
+                Box::pin(persist(when_full, || self.publish_once(address, &subject, message()))).await
+            }
+            done => done,
+        }
     }
 
     async fn publish_once(
@@ -148,7 +156,7 @@ impl Client {
             Ok(ack) if ack.duplicate => Ok(Submitted::Duplicate),
             Ok(_) => Ok(Submitted::Queued),
             Err(PublishFailure::AlreadyStored) => Ok(Submitted::Duplicate),
-            Err(PublishFailure::NoStream) => Err(self.explain_no_stream(address).await),
+            Err(PublishFailure::NoStream) => Err(Box::pin(self.explain_no_stream(address)).await),
             Err(failure) => Err(SubmitError::Failed(failure)),
         }
     }

@@ -57,11 +57,11 @@ pub struct Sampling {
     #[schemars(range(min = 1))]
     pub max_tokens: Option<u64>,
     /// 0 to 2; 0 is greedy.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::number::finite")]
     #[schemars(range(min = 0.0, max = 2.0))]
     pub temperature: Option<f32>,
     /// Above 0, up to 1.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::number::finite")]
     #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
     pub top_p: Option<f32>,
     #[serde(default)]
@@ -72,10 +72,10 @@ pub struct Sampling {
     #[serde(default)]
     pub n: Option<u64>,
     /// Refused unless 0.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::number::finite")]
     pub frequency_penalty: Option<f32>,
     /// Refused unless 0.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::number::finite")]
     pub presence_penalty: Option<f32>,
     /// Refused unless empty.
     #[serde(default)]

@@ -56,6 +56,6 @@ pub struct Embedding {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
 #[serde(untagged)]
 pub enum Vector {
-    Float(Vec<f32>),
+    Float(#[serde(deserialize_with = "crate::number::finite")] Vec<f32>),
     Base64(String),
 }

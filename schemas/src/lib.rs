@@ -14,6 +14,7 @@ pub mod header;
 pub mod input;
 pub mod job;
 pub mod log;
+mod number;
 pub mod pace;
 pub mod registry;
 pub mod result;

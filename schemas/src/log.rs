@@ -30,20 +30,32 @@ pub enum LogEvent {
     /// The job was stored in the queue.
     Queued { lane: String },
     /// A worker began to run it.
-    Started { queue_seconds: f64 },
+    Started {
+        #[serde(deserialize_with = "crate::number::finite")]
+        queue_seconds: f64,
+    },
     /// How far it is, every few seconds while it runs.
     Progress {
         /// Tokens generated so far.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         completion_tokens: Option<u64>,
         /// Seconds of audio read so far.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::number::finite")]
         audio_seconds: Option<f64>,
     },
     /// This delivery did not answer it; another one will.
-    Retried { reason: String, delay_seconds: f64 },
+    Retried {
+        reason: String,
+        #[serde(deserialize_with = "crate::number::finite")]
+        delay_seconds: f64,
+    },
     /// Its result is stored.
-    Finished { status_code: u16, run_seconds: f64, usage: Option<Usage> },
+    Finished {
+        status_code: u16,
+        #[serde(deserialize_with = "crate::number::finite")]
+        run_seconds: f64,
+        usage: Option<Usage>,
+    },
 }
 
 /// Tokens of a job.

@@ -12,7 +12,9 @@ pub struct Pace {
     pub worker: String,
     pub model: String,
     /// Seconds that this worker takes for a unit, all that it does at a time together. Null until it has done some work.
+    #[serde(default, deserialize_with = "crate::number::finite")]
     pub unit_seconds: Option<f64>,
     /// Units of a job, on average. Null until it has done one.
+    #[serde(default, deserialize_with = "crate::number::finite")]
     pub job_cost: Option<f64>,
 }

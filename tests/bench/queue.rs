@@ -10,6 +10,8 @@ mod support;
 
 #[path = "queue/bare.rs"]
 mod bare;
+#[path = "queue/fairness.rs"]
+mod fairness;
 #[path = "queue/models.rs"]
 mod models;
 #[path = "queue/ours.rs"]
@@ -19,6 +21,7 @@ mod report;
 
 use std::time::Duration;
 
+use ours::{Jobs, Ours};
 use report::{Report, Row, median};
 
 const ROUNDS: usize = 5;
@@ -45,6 +48,7 @@ fn main() {
     let report = runtime.block_on(async {
         let mut report = Report::default();
         echo(&mut report).await;
+        fairness::run(&mut report).await;
         models::run(&mut report).await;
         report
     });
@@ -52,17 +56,31 @@ fn main() {
 }
 
 async fn echo(report: &mut Report) {
-    let ours = ours::Ours::start().await;
+    let ours = Ours::start(Jobs::Random).await;
+    let cold = Ours::start(Jobs::Cold).await;
+    let stored = Ours::start(Jobs::ColdAndStored).await;
     let bare = bare::Bare::start().await;
-    let (mut our_rounds, mut bare_rounds) = (Vec::new(), Vec::new());
+    let (mut our_rounds, mut bare_rounds, mut cold_rounds, mut stored_rounds) = (vec![], vec![], vec![], vec![]);
     for round in 0..ROUNDS {
         our_rounds.push(ours.measure(round).await);
         bare_rounds.push(bare.measure(round).await);
+        cold_rounds.push(cold.measure(round).await);
+        stored_rounds.push(stored.measure(round).await);
         let rate = |rounds: &[Measured]| rounds.last().unwrap().jobs_per_second;
-        eprintln!("round {}: {:.0} jobs/s, bare {:.0} jobs/s", round + 1, rate(&our_rounds), rate(&bare_rounds));
+        eprintln!(
+            "round {}: {:.0} jobs/s, bare {:.0}, cold cache {:.0}, cold and stored {:.0}",
+            round + 1,
+            rate(&our_rounds),
+            rate(&bare_rounds),
+            rate(&cold_rounds),
+            rate(&stored_rounds)
+        );
     }
     let rate = |rounds: &[Measured]| median(rounds.iter().map(|round| round.jobs_per_second));
     report.add(Row::higher("echo", "jobs/s", rate(&our_rounds)).beside("bare JetStream", rate(&bare_rounds)));
+    let uncached = rate(&our_rounds);
+    report.add(Row::higher("echo, cold cache", "jobs/s", rate(&cold_rounds)).beside("echo", uncached));
+    report.add(Row::higher("echo, cold and stored", "jobs/s", rate(&stored_rounds)).beside("echo", uncached));
     for (metric, quantile) in [("p50 latency ms", 0.5), ("p99 latency ms", 0.99)] {
         let latency = |rounds: &[Measured]| median(rounds.iter().map(|round| at(&round.lone, quantile)));
         report.add(Row::lower("echo", metric, latency(&our_rounds)).beside("bare JetStream", latency(&bare_rounds)));

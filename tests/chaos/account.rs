@@ -1,12 +1,13 @@
 //! The account: what the producers know beside what the server has stored, and whether both agree.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::consumer::pull;
+use async_nats::jetstream::consumer::{Info, pull};
+use async_nats::jetstream::stream::Stream;
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use schemas::codec::Encoding;
 use schemas::log::{LogEvent, LogMessage};
 use schemas::{header, stream};
@@ -36,6 +37,9 @@ pub struct Account {
     pub restarted: usize,
     /// Jobs that were finished more than once: computed again, or found answered.
     pub twice: usize,
+    /// Jobs that were answered and acknowledged, and are in the stream all the same, where no consumer will ever deliver
+    /// them: what a server forgets to remove that is stopped in the middle of an acknowledgement.
+    pub kept: usize,
     /// Jobs published again on purpose.
     pub repeats: usize,
     pub refusals: BTreeMap<&'static str, usize>,
@@ -82,10 +86,12 @@ pub async fn draw_up(stage: &Stage, ledger: &Ledger) -> Account {
         wrongs: stage.fleet.wrongs.clone(),
         ..Account::default()
     };
-    account.check_emptiness(stage).await;
+    account.check_results_are_first(stage).await;
     let (mut told, mut oracle) = (account.tell(read(stage, stream::LOGS).await), Oracle::new());
     account.check_dead(&entries, read(stage, stream::DEAD).await);
-    for stored in read(stage, stream::RESULTS).await {
+    let results = read(stage, stream::RESULTS).await;
+    account.check_queue(stage, &results.iter().map(|stored| stored.job_id.clone()).collect()).await;
+    for stored in results {
         match entries.remove(&stored.job_id) {
             Some(entry) => account.check_result(&entry, stored, &mut told, &mut oracle),
             None => account.wrong(format!("{}: a second result, or one of a job never sent", stored.job_id)),
@@ -129,12 +135,20 @@ impl Account {
         told
     }
 
-    async fn check_emptiness(&mut self, stage: &Stage) {
+    /// Nothing may wait any more, and what is left in the stream must be a job that was answered and acknowledged.
+    async fn check_queue(&mut self, stage: &Stage, answered: &HashSet<String>) {
         let jobs = stage.connection.jetstream.get_stream(stream::JOBS).await.unwrap();
-        match jobs.cached_info().state.messages {
-            0 => {}
-            left => self.wrong(format!("{left} jobs are still in the queue")),
+        self.wrongs.extend(waiting(&jobs).await);
+        let mut left = jobs.info_with_subjects("inferq.jobs.>").await.unwrap();
+        while let Some((subject, _)) = left.try_next().await.unwrap() {
+            match subject.rsplit('.').next().is_some_and(|id| answered.contains(id)) {
+                true => self.kept += 1,
+                false => self.wrong(format!("{subject}: still in the queue, and not answered")),
+            }
         }
+    }
+
+    async fn check_results_are_first(&mut self, stage: &Stage) {
         // A result that was overwritten or removed would leave a gap.
         let results = stage.connection.jetstream.get_stream(stream::RESULTS).await.unwrap();
         let state = &results.cached_info().state;
@@ -190,6 +204,21 @@ impl Account {
             stored_at: stored.stored_at,
         });
     }
+}
+
+/// The consumers that have jobs to deliver or wait for acknowledgements, each as a line.
+pub async fn waiting(jobs: &Stream) -> Vec<String> {
+    let (mut found, mut consumers) = (Vec::new(), jobs.consumers());
+    while let Some(consumer) = consumers.next().await {
+        match consumer {
+            Ok(Info { num_pending: 0, num_ack_pending: 0, .. }) => {}
+            Ok(Info { name, num_pending, num_ack_pending, .. }) => {
+                found.push(format!("consumer {name}: {num_pending} jobs waiting, {num_ack_pending} unacknowledged"));
+            }
+            Err(error) => found.push(format!("consumers not read: {error}")),
+        }
+    }
+    found
 }
 
 /// All messages of a stream whose subjects end with a job's id.

@@ -92,7 +92,7 @@ fn recovery(account: &Account, marks: &[Mark], most: Duration) -> Verdict {
 }
 
 fn stall(account: &Account, marks: &[Mark], least: Duration) -> Verdict {
-    let end = marks.iter().find_map(|mark| mark.ended).expect("the scenario has a fault");
+    let end = marks.iter().find_map(|mark| mark.ending).expect("the scenario has a fault");
     let last = account.results.iter().map(|result| result.stored_at).filter(|stored_at| *stored_at < end).max();
     let lasted = last.map_or(0.0, |last| seconds(last, end));
     let text = format!("no result stored for {lasted:.2} s of the fault, at least {:.2} s wanted", least.as_secs_f64());

@@ -40,6 +40,7 @@ struct Place {
 /// A process; killed when it is dropped.
 struct Worker {
     name: String,
+    log: PathBuf,
     process: Child,
 }
 
@@ -67,12 +68,13 @@ impl Fleet {
         let place = &mut self.places[whom];
         place.started += 1;
         let name = format!("worker-{whom}-{}", place.started);
-        let log = File::create(self.folder.join(format!("{name}.log"))).unwrap();
+        let log = self.folder.join(format!("{name}.log"));
+        let errors = File::create(&log).unwrap();
         let mut command = self.equipment.command(whom);
         command.args(["--model", MODEL, "--admin", "127.0.0.1:0", "--log", "info", "--name", &name]);
         command.args(["--server", &place.server, "--registry"]).arg(self.folder.join("models.toml"));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        place.worker = Some(Worker { name, process: command.spawn().unwrap() });
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors);
+        place.worker = Some(Worker { name, log, process: command.spawn().unwrap() });
     }
 
     /// With no warning.
@@ -119,7 +121,9 @@ impl Fleet {
         self.draining.retain_mut(|worker| match worker.process.try_wait().unwrap() {
             None => true,
             Some(status) => {
-                if !status.success() {
+                // A process may be told to end before it has begun to listen for that.
+                let has_begun = std::fs::metadata(&worker.log).is_ok_and(|log| log.len() > 0);
+                if !status.success() && has_begun {
                     wrongs.push(format!("{} was told to end and ended with {status}", worker.name));
                 }
                 false

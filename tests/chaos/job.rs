@@ -121,13 +121,13 @@ impl Oracle {
         let mut loaded = workers::engine::load(&model, None).unwrap();
         let tokens = loaded.text.encode_prompt("!error!").unwrap();
         let params = SamplingParams { temperature: 0.0, top_p: 1.0, seed: 0, max_tokens: 100, stop: Vec::new() };
-        loaded.engine.add(SequenceId(0), Sequence::new(tokens, Goal::Generate(params)));
+        loaded.engine.add(SequenceId(0), Sequence::new(tokens, Goal::Generate(params)).into());
         loaded.engine.step().is_err()
     }
 
     fn is_embedding(&mut self, text: &str, given: &Value) -> bool {
         let tokens = self.0.text.encode(text).unwrap();
-        self.0.engine.add(SequenceId(0), Sequence::new(tokens, Goal::Embed));
+        self.0.engine.add(SequenceId(0), Sequence::new(tokens, Goal::Embed).into());
         self.0.engine.step().unwrap();
         let outputs = self.0.engine.finished();
         let [(_, Output::Embedding(wanted))] = &outputs[..] else { panic!("no embedding of {text:?}: {outputs:?}") };

@@ -7,7 +7,7 @@ use schemas::registry::Registry;
 use schemas::stream;
 use tokio::task::JoinSet;
 
-use crate::account::{Account, draw_up};
+use crate::account::{Account, draw_up, waiting};
 use crate::check::Verdict;
 use crate::job::Oracle;
 use crate::ledger::Ledger;
@@ -19,6 +19,8 @@ use crate::stage::Stage;
 /// How long the queue may take to empty after the last fault.
 const SETTLE_MAX: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(100);
+/// How long no consumer may have anything to do before it is settled, though the stream is not empty.
+const QUIET: Duration = Duration::from_secs(5);
 /// How long jobs are sent after the last fault, so that what was harmed is used again.
 const AFTERMATH: Duration = Duration::from_secs(2);
 
@@ -117,14 +119,21 @@ async fn play(scenario: &Scenario, stage: &mut Stage, progress: &Progress) {
 /// Waits until everything is acknowledged and answered. Gives what is wrong when that does not happen.
 async fn settle(stage: &mut Stage, producers: &mut JoinSet<()>) -> Option<String> {
     let started = Instant::now();
+    let mut busy = started;
     loop {
         stage.tend(POLL).await;
         if let Some(Err(error)) = producers.try_join_next() {
             return Some(format!("a producer gave up: {error}"));
         }
-        let jobs = stage.connection.jetstream.get_stream(stream::JOBS).await;
-        let is_empty = jobs.is_ok_and(|jobs| jobs.cached_info().state.messages == 0);
-        if producers.is_empty() && is_empty && stage.fleet.is_drained() {
+        let is_done = match stage.connection.jetstream.get_stream(stream::JOBS).await {
+            Ok(jobs) if jobs.cached_info().state.messages == 0 => true,
+            Ok(jobs) if waiting(&jobs).await.is_empty() => busy.elapsed() > QUIET,
+            Ok(_) | Err(_) => {
+                busy = Instant::now();
+                false
+            }
+        };
+        if producers.is_empty() && is_done && stage.fleet.is_drained() {
             return None;
         }
         if started.elapsed() > SETTLE_MAX {

@@ -162,7 +162,9 @@ fn poisons() -> Vec<Scenario> {
     let deadly = |scenario| Scenario { checks: vec![Check::LosesWorkers], ..scenario };
     let mut out_of_memory =
         deadly(poison("out-of-memory", "jobs that take all the memory a worker may have", "!oom!", 1));
-    out_of_memory.setting.equipment = Equipment { memory_mebibytes: Some(4096), ..Equipment::default() };
+    // Taking it may be slow, which must not be taken for hanging.
+    out_of_memory.setting.step_seconds = None;
+    out_of_memory.setting.equipment = Equipment { memory_mebibytes: Some(2048), ..Equipment::default() };
     vec![
         poison("error", "jobs that fail the step they are in", "!error!", 4),
         poison("panic", "jobs that panic the engine", "!panic!", 4),

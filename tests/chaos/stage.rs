@@ -77,6 +77,8 @@ impl Setting {
 pub struct Mark {
     pub fault: Fault,
     pub began: OffsetDateTime,
+    /// When its end began, which takes a moment.
+    pub ending: Option<OffsetDateTime>,
     pub ended: Option<OffsetDateTime>,
 }
 
@@ -165,11 +167,11 @@ impl Stage {
             Fault::KillNode => self.take_down(whom),
             Fault::KillCluster => (0..3).for_each(|node| self.take_down(node)),
         }
-        self.marks.push(Mark { fault: planned.fault, began, ended: None });
+        self.marks.push(Mark { fault: planned.fault, began, ending: None, ended: None });
     }
 
     pub async fn end(&mut self, planned: &Planned) {
-        let whom = planned.whom;
+        let (whom, ending) = (planned.whom, OffsetDateTime::now_utc());
         match planned.fault {
             Fault::Kill | Fault::Terminate => self.fleet.start(whom),
             Fault::Freeze => self.fleet.signal(whom, "-CONT"),
@@ -185,7 +187,8 @@ impl Stage {
             Fault::KillLeader | Fault::KillNode | Fault::KillCluster => self.bring_up().await,
         }
         let mark = self.marks.iter_mut().find(|mark| mark.fault == planned.fault && mark.ended.is_none());
-        mark.expect("what ends has begun").ended = Some(OffsetDateTime::now_utc());
+        let mark = mark.expect("what ends has begun");
+        (mark.ending, mark.ended) = (Some(ending), Some(OffsetDateTime::now_utc()));
     }
 
     /// Looks after the workers for so long.

@@ -34,6 +34,9 @@ pub fn print(endings: &[(&'static str, Ending)]) {
             println!("{} {name:14} {}", if verdict.passed { "PASS" } else { "FAIL" }, verdict.text);
         }
     }
+    for (name, report) in ran(endings).filter(|(_, report)| report.account.kept > 0) {
+        println!("NOTE {name:14} {} answered jobs stay in the stream, where nobody gets them", report.account.kept);
+    }
     for (name, report) in ran(endings) {
         let wrongs = &report.account.wrongs;
         wrongs.iter().take(WRONGS_SHOWN).for_each(|wrong| println!("FAIL {name:14} {wrong}"));

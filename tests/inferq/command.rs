@@ -136,7 +136,7 @@ async fn mistakes_end_with_a_code_and_say_what_to_do_next() {
 async fn help_and_completions_name_every_command() {
     let help = text(&run(&program("inferq"), &["--help"], &[]));
     let completions = text(&run(&program("inferq"), &["completions", "bash"], &[]));
-    for command in ["setup", "submit", "batch", "results", "logs", "cancel", "dead", "status", "up"] {
+    for command in ["setup", "submit", "batch", "results", "tokens", "logs", "cancel", "dead", "status", "up"] {
         assert!(help.contains(&format!("\n  {command} ")), "{command} in {help}");
         assert!(completions.contains(command), "{command}");
     }

@@ -15,9 +15,13 @@ fn with(options: SubmitOptions, text: &str) -> Submission {
 #[tokio::test]
 async fn what_a_job_asks_for_stands_in_its_headers() {
     let deployment = Deployment::new(&echo_registry(0, "")).await;
-    let asked = ["--expires-in", "90.5", "--max-attempts", "2", "--no-cache", "--stream", "--cost", "17", "--id", "a"];
+    let asked = ["--expires-in", "90.5", "--max-attempts", "2", "--no-cache", "--cost", "17", "--id", "a"];
+    // There is no worker to wait for.
+    let stream = ["--stream", "--timeout-seconds", "1"];
     let submit = ["submit", "--model", "echo", "--message", "hi"];
-    assert!(deployment.inferq(&[&submit[..], &asked[..]].concat()).status.success());
+    let streamed = deployment.inferq(&[&submit[..], &asked[..], &stream[..]].concat());
+    assert_eq!(streamed.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&streamed.stderr).contains("no result within 1 s"));
     assert!(deployment.inferq(&[&submit[..], &["--id", "b", "--set", "max_tokens=100"]].concat()).status.success());
     let jobs = deployment.stream(JOBS).await;
     let header = async |id: &str, name: &str| {

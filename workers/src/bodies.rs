@@ -4,6 +4,7 @@ use async_nats::jetstream::Context;
 use bytes::Bytes;
 use connect::PublishFailure;
 use connect::bucket::{Bucket, BucketError};
+use schemas::registry::Limits;
 use schemas::{header, stream};
 
 use crate::endpoint::Reject;
@@ -30,15 +31,14 @@ impl Bodies {
         Self { inputs: bucket(stream::INPUTS_BUCKET), blobs: bucket(stream::BLOBS_BUCKET) }
     }
 
-    /// The job's payload: that of its message, or the object it names. A job can name its own object only.
-    pub async fn payload(&self, received: &Received, bytes_max: usize) -> Result<Bytes, BodyError> {
-        let Some(name) = received.header(header::BODY) else { return Ok(received.message.payload.clone()) };
+    /// The job's payload: the object it names. A job can name its own object only.
+    pub async fn input(&self, name: &str, received: &Received, limits: &Limits) -> Result<Bytes, BodyError> {
         let own = received.tokens().input_name();
         if name != own {
             let message = format!("{}: {name:?} is not {own:?}, the object of this job", header::BODY);
             return Err(reject("invalid_value", message));
         }
-        self.inputs.get(name, bytes_max).await.map_err(|error| match error {
+        self.inputs.get(name, limits.body_bytes).await.map_err(|error| match error {
             BucketError::Gone { .. } => reject("body_not_found", error.to_string()),
             BucketError::TooLarge { .. } => reject("body_too_large", error.to_string()),
             BucketError::Missing(_) | BucketError::Server { .. } => BodyError::Failed(error.to_string()),
@@ -47,9 +47,7 @@ impl Bodies {
 
     /// Removes the job's object once it is answered.
     pub async fn forget(&self, received: &Received) {
-        if received.header(header::BODY).is_some()
-            && let Err(error) = self.inputs.remove(&received.tokens().input_name()).await
-        {
+        if let Err(error) = self.inputs.remove(&received.tokens().input_name()).await {
             tracing::warn!(%error, "body of an answered job not removed");
         }
     }

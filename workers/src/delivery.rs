@@ -2,6 +2,8 @@
 //!
 //! It decides an [`Outcome`] first (`decide.rs`) and carries it out afterwards: the result is stored, then the job is
 //! acknowledged. It never touches a tensor.
+//!
+//! What is seldom awaited is boxed: a delivery's future is moved and zeroed as a whole, thousands of times a second.
 
 mod decide;
 
@@ -99,7 +101,7 @@ impl Delivery {
         let model = self.station.model.token();
         if let Some(key) = self.station.tenants.first_seen(&model, self.received.lane(), self.received.tokens().tenant)
         {
-            self.station.tenants.note(key).await;
+            Box::pin(self.station.tenants.note(key)).await;
         }
         let work = AssertUnwindSafe(async {
             let outcome = tokio::select! {
@@ -137,10 +139,10 @@ impl Delivery {
         };
         if let Some(class) = outcome.dead_class() {
             // What another delivery has answered is not dead.
-            if let Some(stored) = self.stored().await {
+            if let Some(stored) = Box::pin(self.stored()).await {
                 return stored;
             }
-            if let Err(failure) = self.bury(class, &reason(&outcome)).await {
+            if let Err(failure) = Box::pin(self.bury(class, &reason(&outcome))).await {
                 return retry("dead letter", failure.to_string());
             }
         }
@@ -153,7 +155,7 @@ impl Delivery {
         let line = Bytes::from(line);
         let (line, kept) = match line.len() <= room {
             true => (line, None),
-            false => match self.station.bodies.keep(&self.received, &line).await {
+            false => match Box::pin(self.station.bodies.keep(&self.received, &line)).await {
                 Ok(name) => (answer::stub(status, to, encoding).into(), Some(name)),
                 Err(failure) => return retry("body of the result", failure.to_string()),
             },
@@ -167,7 +169,7 @@ impl Delivery {
         }
         match stored {
             Ok(Stored::First) => outcome,
-            Ok(Stored::Already) => self.stored().await.unwrap_or(Outcome::AlreadyStored { status }),
+            Ok(Stored::Already) => Box::pin(self.stored()).await.unwrap_or(Outcome::AlreadyStored { status }),
             Err(failure) => retry("result", failure.to_string()),
         }
     }
@@ -239,13 +241,19 @@ impl Delivery {
 
     /// Tells the server, and the job's log, how it ended. The one place that acknowledges.
     async fn settle(&self, outcome: &Outcome) {
-        self.note_attempt(outcome).await;
+        let current = self.attempts().current;
+        match outcome {
+            Outcome::Abandoned => Box::pin(self.note_attempt(current - 1, false)).await,
+            Outcome::Retry { suspect: true, .. } => Box::pin(self.note_attempt(current, true)).await,
+            _ => {}
+        }
         let acknowledgement = outcome.acknowledgement(self.attempts(), fastrand::f64());
         self.log_end(outcome, acknowledgement);
         self.log.flush(&self.station.client).await;
         // A dead letter keeps its body, so that it can be replayed.
-        if matches!(outcome, Outcome::Completed { .. } | Outcome::AlreadyStored { .. } | Outcome::Cancelled) {
-            self.station.bodies.forget(&self.received).await;
+        let is_over = matches!(outcome, Outcome::Completed { .. } | Outcome::AlreadyStored { .. } | Outcome::Cancelled);
+        if is_over && self.received.header(header::BODY).is_some() {
+            Box::pin(self.station.bodies.forget(&self.received)).await;
         }
         let kind = match acknowledgement {
             Acknowledgement::Ack => AckKind::Ack,
@@ -270,13 +278,9 @@ impl Delivery {
     }
 
     /// Notes what the next delivery cannot know by itself: that this one tried nothing, or that its job is suspected.
-    async fn note_attempt(&self, outcome: &Outcome) {
-        let current = self.attempts().current;
-        let _stored = match outcome {
-            Outcome::Abandoned => self.station.ledger.write(&self.received, current - 1, false).await,
-            Outcome::Retry { suspect: true, .. } => self.station.ledger.write(&self.received, current, true).await,
-            _ => true,
-        };
+    async fn note_attempt(&self, begun: u32, suspect: bool) {
+        // Where it is not stored, the deliveries count.
+        self.station.ledger.write(&self.received, begun, suspect).await;
     }
 
     fn log_end(&self, outcome: &Outcome, acknowledgement: Acknowledgement) {

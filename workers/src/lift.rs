@@ -21,12 +21,12 @@ use schemas::subject::{LIFTED, Lane, Token, waiting_filter};
 use schemas::{header, stream};
 use tokio_util::sync::CancellationToken;
 
+use crate::asked;
 use crate::joblog::rfc3339;
-use crate::received::deadline_of;
 use crate::station::Station;
 
 /// How often a worker looks.
-const LOOK: Duration = Duration::from_millis(200);
+const LOOK: Duration = Duration::from_millis(100);
 /// Queues that take less than this are left alone.
 const LONG: f64 = 0.5;
 /// Tenants that are looked after at a time.
@@ -162,9 +162,10 @@ impl Lifter {
         if self.station.metrics.waiting(LIFTED) > 0 {
             return;
         }
-        let batch = self.station.model.limits.batch;
+        let limits = &self.station.model.limits;
+        let enough = limits.batch.max(limits.in_flight / 4);
         for tenant in self.tenants.iter().cloned().collect::<Vec<_>>() {
-            let missing = batch.saturating_sub(self.station.held.count(self.lane, &tenant));
+            let missing = enough.saturating_sub(self.station.held.count(self.lane, &tenant));
             for _ in 0..missing {
                 match self.lift_next(&tenant).await {
                     Ok(true) => {}
@@ -228,7 +229,7 @@ impl Lifter {
             .filter_map(|(name, values)| Some((name.clone(), values.first()?.clone())))
             .collect();
         let value = |name| job.headers.get(name).map(|value| value.as_str());
-        match deadline_of(value(header::DEADLINE), value(header::TIMEOUT), job.time) {
+        match asked::deadline(value(header::DEADLINE), value(header::TIMEOUT), job.time) {
             Ok(Some(deadline)) => headers.insert(header::DEADLINE, rfc3339(deadline)),
             Ok(None) => {}
             // Kept as it is: whoever runs the job refuses it.

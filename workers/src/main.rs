@@ -73,7 +73,11 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
         provenance,
         reply_prefixes: args.reply_prefix.clone(),
     };
-    let (station, consumers) = look_up(&connection, parts, &stop).await?;
+    let (station, consumers) = match look_up(&connection, parts, &stop).await {
+        // Told to stop before there was anything to do.
+        Err(_) if stop.is_cancelled() => return Ok(()),
+        found => found?,
+    };
     let service = presence::announce(&connection.client, &worker_name, &model).await?;
     let worker = Worker::new(station, consumers, &connection, args.grace());
     phase.send_replace(Phase::Running);

@@ -10,6 +10,7 @@ use schemas::registry::{Dtype, Model};
 #[derive(Clone, Debug)]
 pub struct Provenance {
     fixed: Vec<(&'static str, String)>,
+    headers: HeaderMap,
 }
 
 /// What one result says beside it.
@@ -40,12 +41,13 @@ impl Provenance {
         if let Some(digest) = weights {
             fixed.push((header::WEIGHTS, digest.to_owned()));
         }
-        Self { fixed }
+        let mut headers = HeaderMap::new();
+        fixed.iter().for_each(|(name, value)| headers.insert(*name, value.as_str()));
+        Self { fixed, headers }
     }
 
     pub fn headers(&self, attempt: u32, made: Made) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        self.fixed.iter().for_each(|(name, value)| headers.insert(*name, value.as_str()));
+        let mut headers = self.headers.clone();
         headers.insert(header::ATTEMPT, attempt.to_string());
         headers.insert(header::QUEUE_SECONDS, seconds(made.queue));
         if let Some((prefill, decode)) = made.run {

@@ -37,12 +37,15 @@ pub struct Pull {
     consumer: PullConsumer,
     permits: Arc<Semaphore>,
     in_flight: usize,
+    /// Whether the lane had jobs when it was last asked: then it is asked for all that it has, and otherwise the server is
+    /// asked to wait for the first.
+    is_ready: bool,
     connects: watch::Receiver<u64>,
 }
 
 impl Pull {
     pub fn new(lane: &'static str, consumer: PullConsumer, in_flight: usize, connects: watch::Receiver<u64>) -> Self {
-        Self { lane, consumer, permits: Arc::new(Semaphore::new(in_flight)), in_flight, connects }
+        Self { lane, consumer, permits: Arc::new(Semaphore::new(in_flight)), in_flight, is_ready: true, connects }
     }
 
     pub fn lane(&self) -> &'static str {
@@ -59,6 +62,7 @@ impl Pull {
         };
         let mut permits = self.gather(first).await;
         let messages = self.fetch(permits.num_permits()).await;
+        self.is_ready = !messages.is_empty();
         let with_permit = |message| {
             let permit = permits.split(1).expect("a pull brings at most what was asked");
             Pulled { message, permit }
@@ -87,7 +91,11 @@ impl Pull {
     /// What is there now, or the first that comes within a while.
     async fn fetch(&mut self, max: usize) -> Vec<Message> {
         self.connects.mark_unchanged();
-        let mut batch = match self.consumer.fetch().max_messages(max).expires(PARK).messages().await {
+        let mut request = self.consumer.fetch().max_messages(max);
+        if !self.is_ready {
+            request = request.expires(PARK);
+        }
+        let mut batch = match request.messages().await {
             Ok(batch) => batch,
             Err(error) => return failed(&error).await,
         };

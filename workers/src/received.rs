@@ -3,11 +3,11 @@
 use async_nats::jetstream::Message;
 use schemas::codec::{Encoding, UnknownContentType};
 use schemas::header;
-use schemas::result::ErrorObject;
 use schemas::subject::{Address, LIFTED, Lane, ReplyTokens};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::asked;
 use crate::endpoint::Reject;
 
 /// A delivered message with a job's subject.
@@ -81,39 +81,27 @@ impl Received {
 
     /// When the job expires: at the earlier of its deadline and the end of its time-out.
     pub fn deadline(&self) -> Result<Option<OffsetDateTime>, Reject> {
-        deadline_of(self.header(header::DEADLINE), self.header(header::TIMEOUT), self.published)
+        Ok(asked::deadline(self.header(header::DEADLINE), self.header(header::TIMEOUT), self.published)?)
     }
 
     /// How often the job may be tried, within the model's own limit.
     pub fn attempts_max(&self, limit: u32) -> Result<u32, Reject> {
-        let Some(value) = self.header(header::MAX_ATTEMPTS) else { return Ok(limit) };
-        match value.parse::<u32>() {
-            Ok(asked) if asked > 0 => Ok(asked.min(limit)),
-            _ => Err(wrong(header::MAX_ATTEMPTS, value, "a whole number from 1")),
-        }
+        Ok(asked::attempts_max(self.header(header::MAX_ATTEMPTS), limit)?)
     }
 
     /// Whether the answer may come from the cache and be kept in it.
     pub fn may_cache(&self) -> Result<bool, Reject> {
-        match self.header(header::CACHE) {
-            None => Ok(true),
-            Some("no-store") => Ok(false),
-            Some(value) => Err(wrong(header::CACHE, value, "no-store")),
-        }
+        Ok(asked::may_cache(self.header(header::CACHE))?)
     }
 
     /// Whether the answer is wanted in chunks, as far as the headers say.
     pub fn streams(&self) -> Result<bool, Reject> {
-        match self.header(header::STREAM) {
-            None => Ok(false),
-            Some("tokens") => Ok(true),
-            Some(value) => Err(wrong(header::STREAM, value, "tokens")),
-        }
+        Ok(asked::streams(self.header(header::STREAM))?)
     }
 
     /// The producer's estimate, in the model's units.
     pub fn cost(&self) -> Option<f64> {
-        self.header(header::COST)?.parse().ok().filter(|cost: &f64| cost.is_finite() && *cost >= 0.0)
+        asked::cost(self.header(header::COST))
     }
 
     /// The producer's own name for the job in `payload`, even where the rest of the job cannot be read.
@@ -124,32 +112,4 @@ impl Received {
         }
         self.encoding().unwrap_or_default().decode::<Named>(payload).ok()?.custom_id
     }
-}
-
-/// The earlier of a deadline and the end of a time-out.
-pub fn deadline_of(
-    deadline: Option<&str>,
-    timeout: Option<&str>,
-    published: OffsetDateTime,
-) -> Result<Option<OffsetDateTime>, Reject> {
-    let deadline = deadline.map(|value| {
-        OffsetDateTime::parse(value, &Rfc3339)
-            .map_err(|_| wrong(header::DEADLINE, value, "an RFC 3339 time such as 2027-01-31T12:00:00Z"))
-    });
-    let timeout = timeout.map(|value| match value.parse::<f64>() {
-        Ok(seconds) if seconds > 0.0 && seconds.is_finite() => {
-            Ok(published.checked_add(time::Duration::seconds_f64(seconds.min(SECONDS_MAX))))
-        }
-        _ => Err(wrong(header::TIMEOUT, value, "a number of seconds above 0, such as 90 or 0.5")),
-    });
-    let (deadline, timeout) = (deadline.transpose()?, timeout.transpose()?.flatten());
-    Ok(deadline.into_iter().chain(timeout).min())
-}
-
-/// A century: more would overflow a date.
-const SECONDS_MAX: f64 = 3.2e9;
-
-fn wrong(name: &'static str, value: &str, wanted: &str) -> Reject {
-    let message = format!("{name}: {value:?} is not {wanted}");
-    Reject { status: 400, error: ErrorObject::invalid("invalid_value", name.to_owned(), message) }
 }

@@ -56,8 +56,11 @@ impl Worker {
         });
         tracker.close();
         finish(&tracker, &abandon, grace.saturating_sub(stopped.elapsed())).await;
-        if let Err(error) = station.client.flush().await {
-            tracing::warn!(%error, "last messages not flushed");
+        // Without a server there is nobody to send them to.
+        match tokio::time::timeout(HAND_BACK, station.client.flush()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "last messages not flushed"),
+            Err(_) => tracing::warn!("last messages not flushed: nats is away"),
         }
         Ok(())
     }

@@ -30,8 +30,17 @@ pub async fn run(nats: &NatsArgs, args: ResultsArgs) -> anyhow::Result<u8> {
 }
 
 pub async fn wait(client: &Client, tenant: &Token, job_id: &JobId, timeout: Duration) -> anyhow::Result<JobResult> {
-    match tokio::time::timeout(timeout, client.wait(tenant, job_id)).await {
-        Ok(result) => Ok(result?),
+    in_time(timeout, job_id, async { Ok(client.wait(tenant, job_id).await?) }).await
+}
+
+/// Waits for what ends with the job's result.
+pub async fn in_time<T>(
+    timeout: Duration,
+    job_id: &JobId,
+    waiting: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    match tokio::time::timeout(timeout, waiting).await {
+        Ok(done) => done,
         Err(_) => anyhow::bail!(
             "no result within {} s; the job goes on: `inferq results {job_id} --wait` waits again, `inferq status` shows the queue",
             timeout.as_secs()

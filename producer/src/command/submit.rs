@@ -16,7 +16,8 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
-use super::results::{print_result, wait};
+use super::results::{in_time, print_result, wait};
+use super::tokens::follow;
 use super::{BadInput, Usage, connect, print_json, print_line, tenant_token};
 use crate::config::{self, Encoding, Output, SubmitArgs};
 
@@ -36,9 +37,14 @@ pub async fn run(nats: &NatsArgs, output: Output, args: SubmitArgs) -> anyhow::R
     if let Some(note) = note(submitted, &job_id) {
         eprintln!("{note}");
     }
+    let timeout = Duration::from_secs(args.timeout_seconds);
+    if args.stream {
+        eprintln!("{job_id}");
+        return in_time(timeout, &job_id, follow(&client, &tenant, &job_id, 0, output)).await;
+    }
     if args.wait {
         eprintln!("{job_id}");
-        let result = wait(&client, &tenant, &job_id, Duration::from_secs(args.timeout_seconds)).await?;
+        let result = wait(&client, &tenant, &job_id, timeout).await?;
         return print_result(&result);
     }
     match output {

@@ -44,7 +44,11 @@ pub fn refusals(existing: &Config) -> Vec<&'static str> {
 pub fn mended(existing: &Config) -> Vec<&'static str> {
     let is_bucket = existing.name.starts_with("OBJ_");
     let rules = [
-        (existing.discard == DiscardPolicy::Old, "discard: old, which drops the oldest when the stream is full"),
+        // Dead letters are answered: a flood of them must not stop the workers.
+        (
+            existing.name != DEAD && existing.discard == DiscardPolicy::Old,
+            "discard: old, which drops the oldest when the stream is full",
+        ),
         (existing.name == JOBS && !existing.max_age.is_zero(), "max_age, which drops jobs that wait longer"),
         (existing.no_ack, "no_ack, which leaves publishers without an answer"),
         // Object stores need it.

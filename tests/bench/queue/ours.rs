@@ -7,7 +7,6 @@ use futures::stream::{self, StreamExt};
 use producer::{Submission, SubmitOptions};
 use schemas::codec::Encoding;
 use schemas::subject::{Address, JobId, Lane};
-use serde_json::json;
 
 use crate::support::{Deployment, echo_registry};
 use crate::{BODY_BYTES, IN_FLIGHT, JOBS, LONE_JOBS, Measured, WINDOW};
@@ -17,18 +16,41 @@ const TENANT: &str = "bench";
 pub struct Ours {
     deployment: Deployment,
     _worker: crate::support::WorkerProcess,
-    payload: Bytes,
+    jobs: Jobs,
+}
+
+/// What is asked of the cache.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Jobs {
+    /// Random generations, which are never cached.
+    Random,
+    /// All different: each is looked up and not found. Computing them is quicker than storing them, so they are not stored.
+    Cold,
+    /// The same, stored all the same.
+    ColdAndStored,
 }
 
 impl Ours {
-    pub async fn start() -> Self {
+    pub async fn start(jobs: Jobs) -> Self {
         let limits = format!("in_flight = {IN_FLIGHT}\nbatch = {IN_FLIGHT}");
-        let (deployment, worker) = Deployment::with_worker(&echo_registry(0, &limits)).await;
-        let job = |text: &str| json!({ "url": "/v1/completions", "body": { "model": "echo", "prompt": text, "max_tokens": 4096 } });
-        let padding = BODY_BYTES - job("").to_string().len();
-        let payload = Bytes::from(job(&"x".repeat(padding)).to_string());
-        assert_eq!(payload.len(), BODY_BYTES);
-        Self { deployment, _worker: worker, payload }
+        let mut registry = echo_registry(0, &limits);
+        if jobs == Jobs::ColdAndStored {
+            registry += "[models.cache]\nstore_above_milliseconds = 0\n";
+        }
+        let (deployment, worker) = Deployment::with_worker(&registry).await;
+        Self { deployment, _worker: worker, jobs }
+    }
+
+    /// A job of the wanted size whose prompt begins with its id.
+    fn payload(&self, id: &str) -> Bytes {
+        let temperature = if self.jobs == Jobs::Random { 1 } else { 0 };
+        let head = format!(
+            r#"{{"url":"/v1/completions","body":{{"model":"echo","max_tokens":4096,"temperature":{temperature},"prompt":"{id}"#
+        );
+        let tail = "\"}}";
+        let mut job = head;
+        job.extend(std::iter::repeat_n('x', BODY_BYTES - job.len() - tail.len()));
+        Bytes::from(job + tail)
     }
 
     pub async fn measure(&self, round: usize) -> Measured {
@@ -57,17 +79,13 @@ impl Ours {
     }
 
     fn submission(&self, id: String) -> Submission {
+        let payload = self.payload(&id);
         let address = Address {
             model: "echo".to_owned(),
             lane: Lane::Default,
             tenant: TENANT.to_owned(),
             job_id: JobId::new(id).unwrap(),
         };
-        Submission {
-            address,
-            encoding: Encoding::Json,
-            payload: self.payload.clone(),
-            options: SubmitOptions::default(),
-        }
+        Submission { address, encoding: Encoding::Json, payload, options: SubmitOptions::default() }
     }
 }

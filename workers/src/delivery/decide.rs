@@ -34,7 +34,7 @@ impl Delivery {
     /// What becomes of the job.
     pub(super) async fn decide(&self) -> Outcome {
         let is_redelivered = self.received.delivered > 1;
-        if is_redelivered && let Some(stored) = self.stored().await {
+        if is_redelivered && let Some(stored) = Box::pin(self.stored()).await {
             return stored;
         }
         let limit = self.station.model.limits.attempts;
@@ -42,7 +42,7 @@ impl Delivery {
             Ok(max) => (max, None),
             Err(reject) => (limit, Some(reject)),
         };
-        let mark = if is_redelivered { self.station.ledger.read(&self.received).await } else { None };
+        let mark = if is_redelivered { Box::pin(self.station.ledger.read(&self.received)).await } else { None };
         let next = attempts::next(self.received.delivered, mark, max);
         let (Next::Run { attempts, .. } | Next::GiveUp { attempts, .. }) = next;
         self.attempts.get_or_init(|| attempts);
@@ -87,7 +87,10 @@ impl Delivery {
             let error = ErrorObject::invalid("unsupported_content_type", param, error.to_string());
             Refusal::Rejected(Reject { status: 415, error })
         })?;
-        let payload = self.station.bodies.payload(&self.received, self.station.model.limits.body_bytes).await;
+        let payload = match self.received.header(header::BODY) {
+            None => Ok(self.received.message.payload.clone()),
+            Some(name) => Box::pin(self.station.bodies.input(name, &self.received, &self.station.model.limits)).await,
+        };
         let payload = payload.map_err(|error| match error {
             BodyError::Rejected(reject) => Refusal::Rejected(reject),
             BodyError::Failed(reason) => Refusal::Failed(reason),
@@ -130,7 +133,7 @@ impl Delivery {
         };
         let sequences = std::mem::take(&mut plan.sequences);
         let outputs = match streams {
-            true => self.stream(sequences, &plan, alone, stamp).await,
+            true => Box::pin(self.stream(sequences, &plan, alone, stamp)).await,
             false => self.compute(sequences, &plan, alone).await,
         };
         match outputs {
@@ -138,6 +141,8 @@ impl Delivery {
                 let (body, usage) = plan.answer.body(outputs, stamp);
                 Outcome::Completed { body: Box::new(body), usage }
             }
+            // It was waiting when the engine was given up: nothing was tried.
+            Err(EngineError::Stopped) if !self.followed.borrow().has_begun => Outcome::Abandoned,
             Err(error) => {
                 let suspect = match error {
                     EngineError::Failed { is_alone, .. } => is_alone,
@@ -155,7 +160,7 @@ impl Delivery {
         if !may_cache || !cache.is_enabled() || self.received.may_cache() != Ok(true) {
             return Ok(self.compute_anew(sequences, plan, alone, None).await?.outputs);
         }
-        match cache.find(cache.key(self.received.tokens().tenant, &sequences)).await {
+        match Box::pin(cache.find(cache.key(self.received.tokens().tenant, &sequences))).await {
             Found::Done(outputs, used) => {
                 self.station.metrics.count_cache(used);
                 self.made.get_or_init(|| Made { seed: plan.seed, cache: Some(used), ..Made::default() });
@@ -228,12 +233,12 @@ impl Delivery {
         match (self.received.delivered, alone) {
             (1, _) => engine.run(work).await,
             (_, false) => {
-                ledger.write(&self.received, current, false).await;
+                Box::pin(ledger.write(&self.received, current, false)).await;
                 engine.run(work).await
             }
             (_, true) => {
                 let noted = async { ledger.write(&self.received, current, true).await.then_some(()) };
-                engine.run_alone(work, noted).await
+                Box::pin(engine.run_alone(work, noted)).await
             }
         }
     }

@@ -67,9 +67,16 @@ pub struct Stamp<'a> {
     pub prompt_tokens: u64,
 }
 
+/// A mistake of the producer, unless another status is said.
+impl From<ErrorObject> for Reject {
+    fn from(error: ErrorObject) -> Self {
+        Self { status: 400, error }
+    }
+}
+
 impl Reject {
     pub fn invalid(code: &str, param: impl Into<Option<String>>, message: impl Into<String>) -> Self {
-        Self { status: 400, error: ErrorObject::invalid(code, param, message) }
+        ErrorObject::invalid(code, param, message).into()
     }
 
     fn value(param: &str, message: impl std::fmt::Display) -> Self {

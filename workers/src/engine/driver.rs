@@ -158,13 +158,16 @@ impl Driver {
     /// Puts up to `room` of a job's sequences into the engine: what they cost, and whether they were the last.
     fn add(&mut self, first: u64, room: usize) -> (u64, bool) {
         let Some(job) = self.jobs.get_mut(&first) else { return (0, true) };
-        job.started.get_or_insert_with(Instant::now);
+        if job.started.is_none() {
+            job.started = Some(Instant::now());
+            job.request.followed.send_modify(|followed| followed.has_begun = true);
+        }
         let mut cost = 0;
         for (index, sequence) in job.request.sequences.iter().enumerate().skip(job.admitted).take(room) {
             job.admitted += 1;
             if job.outputs[index].is_none() {
                 cost += sequence.cost();
-                self.engine.add(SequenceId(first + index as u64), sequence.clone());
+                self.engine.add(SequenceId(first + index as u64), Arc::clone(sequence));
             }
         }
         (cost, job.admitted == job.request.sequences.len())
@@ -191,7 +194,8 @@ impl Driver {
             let Some((first, job)) = owner(&mut self.jobs, id) else { continue };
             job.first_token.get_or_insert(now);
             let index = usize::try_from(id.0 - first).expect("a job's sequences fit in memory");
-            job.request.sequences[index].made.push(token);
+            // The engine has let go of it, or copies it once.
+            Arc::make_mut(&mut job.request.sequences[index]).made.push(token);
             job.request.followed.send_modify(|followed| followed.push(index, token));
         }
     }

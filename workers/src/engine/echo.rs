@@ -2,6 +2,7 @@
 //! the same way, at a price per step that the registry sets.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use schemas::registry::EchoCost;
@@ -15,9 +16,17 @@ pub const DIMENSIONS: usize = 8;
 pub struct Echo {
     batch: usize,
     cost: EchoCost,
-    waiting: VecDeque<(SequenceId, Sequence)>,
+    waiting: VecDeque<Waiting>,
     made: Vec<(SequenceId, u32)>,
     finished: Vec<(SequenceId, Output)>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    id: SequenceId,
+    sequence: Arc<Sequence>,
+    /// Tokens made so far.
+    made: usize,
 }
 
 impl Echo {
@@ -27,20 +36,21 @@ impl Echo {
     }
 
     /// Makes the next tokens of a text, and says whether they were its last.
-    fn advance(&mut self, id: SequenceId, sequence: &mut Sequence) -> Option<Output> {
-        let output = answer(sequence);
+    fn advance(&mut self, waiting: &mut Waiting) -> Option<Output> {
+        let output = answer(&waiting.sequence);
         let Output::Completion { completion_tokens, .. } = output else { return Some(output) };
-        let from = sequence.made.len().min(completion_tokens);
-        let to = completion_tokens.min(from.saturating_add(self.cost.step_tokens));
-        sequence.made.extend_from_slice(&sequence.tokens[from..to]);
-        self.made.extend(sequence.tokens[from..to].iter().map(|&token| (id, token)));
-        (to == completion_tokens).then_some(output)
+        let from = waiting.made.min(completion_tokens);
+        waiting.made = completion_tokens.min(from.saturating_add(self.cost.step_tokens));
+        let made = &waiting.sequence.tokens[from..waiting.made];
+        self.made.extend(made.iter().map(|&token| (waiting.id, token)));
+        (waiting.made == completion_tokens).then_some(output)
     }
 }
 
 impl Engine for Echo {
-    fn add(&mut self, id: SequenceId, sequence: Sequence) {
-        self.waiting.push_back((id, sequence));
+    fn add(&mut self, id: SequenceId, sequence: Arc<Sequence>) {
+        let made = sequence.made.len();
+        self.waiting.push_back(Waiting { id, sequence, made });
     }
 
     fn room(&self) -> usize {
@@ -53,17 +63,17 @@ impl Engine for Echo {
             std::thread::sleep(Duration::from_millis(self.cost.step_milliseconds));
         }
         if self.cost.faults {
-            self.waiting.iter().take(count).try_for_each(|(_, sequence)| fault::trip(sequence))?;
+            self.waiting.iter().take(count).try_for_each(|waiting| fault::trip(&waiting.sequence))?;
         }
         if self.cost.step_tokens == 0 {
-            let answered = self.waiting.drain(..count).map(|(id, sequence)| (id, answer(&sequence)));
+            let answered = self.waiting.drain(..count).map(|waiting| (waiting.id, answer(&waiting.sequence)));
             self.finished.extend(answered);
             return Ok(());
         }
-        for (id, mut sequence) in self.waiting.drain(..count).collect::<Vec<_>>().into_iter().rev() {
-            match self.advance(id, &mut sequence) {
-                Some(output) => self.finished.push((id, output)),
-                None => self.waiting.push_front((id, sequence)),
+        for mut waiting in self.waiting.drain(..count).collect::<Vec<_>>().into_iter().rev() {
+            match self.advance(&mut waiting) {
+                Some(output) => self.finished.push((waiting.id, output)),
+                None => self.waiting.push_front(waiting),
             }
         }
         Ok(())
@@ -78,7 +88,7 @@ impl Engine for Echo {
     }
 
     fn remove(&mut self, id: SequenceId) {
-        self.waiting.retain(|(waiting, _)| *waiting != id);
+        self.waiting.retain(|waiting| waiting.id != id);
         self.made.retain(|(made, _)| *made != id);
         self.finished.retain(|(finished, _)| *finished != id);
     }
@@ -169,8 +179,8 @@ mod tests {
         for made in 0..=5 {
             let mut echo = Echo::new(2, EchoCost { step_tokens: 2, ..EchoCost::default() });
             let whole: Vec<u32> = (1..=5).collect();
-            let goal = Goal::Generate(params.clone());
-            echo.add(SequenceId(1), Sequence { made: whole[..made].to_vec(), ..Sequence::new(whole.clone(), goal) });
+            let sequence = Sequence::new(whole.clone(), Goal::Generate(params.clone()));
+            echo.add(SequenceId(1), Sequence { made: whole[..made].to_vec(), ..sequence }.into());
             let mut tokens = whole[..made].to_vec();
             while !echo.is_idle() {
                 echo.step().unwrap();
@@ -185,7 +195,7 @@ mod tests {
     fn a_step_finishes_no_more_than_its_batch() {
         let mut echo = Echo::new(2, EchoCost::default());
         for id in 0..3 {
-            echo.add(SequenceId(id), Sequence::new(vec![1], Goal::Embed));
+            echo.add(SequenceId(id), Sequence::new(vec![1], Goal::Embed).into());
         }
         echo.step().unwrap();
         assert_eq!(echo.finished().len(), 2);

@@ -8,6 +8,7 @@ mod model;
 
 use std::collections::VecDeque;
 use std::path::Path;
+use std::sync::Arc;
 
 use schemas::registry::Limits;
 
@@ -24,7 +25,7 @@ const STEP_TOKENS_MAX: usize = 4096;
 pub struct Encoder {
     model: Bert,
     batch: usize,
-    waiting: VecDeque<(SequenceId, Sequence)>,
+    waiting: VecDeque<(SequenceId, Arc<Sequence>)>,
     finished: Vec<(SequenceId, Output)>,
 }
 
@@ -42,9 +43,9 @@ impl Encoder {
     }
 
     /// As many of the waiting sequences, in order, as one step takes.
-    fn next_batch(&mut self) -> Vec<(SequenceId, Sequence)> {
+    fn next_batch(&mut self) -> Vec<(SequenceId, Arc<Sequence>)> {
         let mut tokens = 0;
-        let fits = |(_, sequence): &&(SequenceId, Sequence)| {
+        let fits = |(_, sequence): &&(SequenceId, Arc<Sequence>)| {
             tokens += sequence.tokens.len();
             tokens <= STEP_TOKENS_MAX
         };
@@ -54,7 +55,7 @@ impl Encoder {
 }
 
 impl Engine for Encoder {
-    fn add(&mut self, id: SequenceId, sequence: Sequence) {
+    fn add(&mut self, id: SequenceId, sequence: Arc<Sequence>) {
         self.waiting.push_back((id, sequence));
     }
 

@@ -17,6 +17,8 @@ pub mod template;
 pub mod text;
 pub mod thread;
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 pub use load::{LoadError, Loaded, load};
@@ -107,7 +109,7 @@ pub struct StepError(pub String);
 /// decoder), so that sequences can join and leave between steps.
 pub trait Engine {
     /// Takes a sequence in. It waits inside the engine until a step has room for it.
-    fn add(&mut self, id: SequenceId, sequence: Sequence);
+    fn add(&mut self, id: SequenceId, sequence: Arc<Sequence>);
     /// How many more sequences the next step would take. Those that wait outside can still be overtaken.
     fn room(&self) -> usize;
     /// Advances what is inside. Does nothing when nothing is.

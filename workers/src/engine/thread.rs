@@ -38,6 +38,8 @@ pub struct Work {
 /// How far a generation is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Followed {
+    /// Whether any of it has been in a step: a job that has not was not tried.
+    pub has_begun: bool,
     /// Tokens of the first sequence since the job was handed over.
     pub tokens: Vec<u32>,
     /// Tokens of all sequences since then.
@@ -73,7 +75,7 @@ pub enum EngineError {
 
 #[derive(Debug)]
 pub(super) struct Request {
-    pub sequences: Vec<Sequence>,
+    pub sequences: Vec<Arc<Sequence>>,
     pub place: Place,
     pub followed: watch::Sender<Followed>,
     /// Of a job that runs alone.
@@ -163,6 +165,7 @@ impl EngineHandle {
 
     async fn hand_over(&self, work: Work, gate: Option<Gate>) -> Result<Done, EngineError> {
         let Work { sequences, place, followed } = work;
+        let sequences: Vec<_> = sequences.into_iter().map(Arc::new).collect();
         if sequences.is_empty() {
             let zero = Duration::ZERO;
             return Ok(Done { outputs: Vec::new(), waited: zero, prefill: zero, decode: zero });

@@ -27,7 +27,7 @@ pub struct Decoder {
     /// Tokens that end a text.
     ends: Vec<u32>,
     batch: usize,
-    waiting: VecDeque<(SequenceId, Sequence)>,
+    waiting: VecDeque<(SequenceId, Arc<Sequence>)>,
     running: Vec<Running>,
     made: Vec<(SequenceId, u32)>,
     finished: Vec<(SequenceId, Output)>,
@@ -76,12 +76,11 @@ impl Decoder {
         while self.running.len() < self.batch
             && let Some((id, sequence)) = self.waiting.pop_front()
         {
-            let Goal::Generate(params) = sequence.goal else {
+            let Goal::Generate(params) = sequence.goal.clone() else {
                 unreachable!("the endpoints of a generating model ask for nothing else")
             };
             let prompt_tokens = sequence.tokens.len();
-            let mut tokens = sequence.tokens;
-            tokens.extend(sequence.made);
+            let tokens = [&sequence.tokens[..], &sequence.made].concat();
             let running = Running { id, tokens, prompt_tokens, computed: 0, params, cache: self.model.cache() };
             // A run that was taken over may have stood at its very end.
             match self.end_of(&running) {
@@ -138,7 +137,7 @@ impl Decoder {
 }
 
 impl Engine for Decoder {
-    fn add(&mut self, id: SequenceId, sequence: Sequence) {
+    fn add(&mut self, id: SequenceId, sequence: Arc<Sequence>) {
         self.waiting.push_back((id, sequence));
     }
 

@@ -32,7 +32,7 @@ fn sequence(tokens: Vec<u32>, max_tokens: usize, stop: &[String]) -> Sequence {
 
 fn run(decoder: &mut Decoder, sequences: &[Sequence]) -> Vec<Output> {
     for (id, sequence) in (0..).zip(sequences) {
-        decoder.add(SequenceId(id), sequence.clone());
+        decoder.add(SequenceId(id), sequence.clone().into());
     }
     let mut outputs = Vec::new();
     while !decoder.is_idle() {
@@ -93,8 +93,8 @@ fn a_text_ends_with_its_end_token_which_counts_but_is_not_text() {
 #[test]
 fn a_removed_sequence_makes_room() {
     let mut decoder = decoder(1);
-    decoder.add(SequenceId(1), sequence(vec![1], 1000, &[]));
-    decoder.add(SequenceId(2), sequence(vec![1], 1, &[]));
+    decoder.add(SequenceId(1), sequence(vec![1], 1000, &[]).into());
+    decoder.add(SequenceId(2), sequence(vec![1], 1, &[]).into());
     decoder.step().unwrap();
     decoder.remove(SequenceId(1));
     decoder.step().unwrap();
@@ -110,7 +110,7 @@ fn a_text_that_is_taken_over_ends_as_it_would_have() {
         if let Goal::Generate(params) = &mut whole.goal {
             params.temperature = temperature;
         }
-        decoder.add(SequenceId(1), whole.clone());
+        decoder.add(SequenceId(1), whole.clone().into());
         let mut tokens = Vec::new();
         while !decoder.is_idle() {
             decoder.step().unwrap();
@@ -119,7 +119,7 @@ fn a_text_that_is_taken_over_ends_as_it_would_have() {
         let expected = decoder.finished().remove(0).1;
         for made in 0..=tokens.len() {
             let taken_over = Sequence { made: tokens[..made].to_vec(), ..whole.clone() };
-            decoder.add(SequenceId(2), taken_over);
+            decoder.add(SequenceId(2), taken_over.into());
             let mut again = tokens[..made].to_vec();
             let mut output = None;
             while output.is_none() {

@@ -52,7 +52,7 @@ fn write_model(folder: &Path) {
 
 fn run(encoder: &mut Encoder, sequences: &[Vec<u32>]) -> Vec<Vec<f32>> {
     for (id, tokens) in (0..).zip(sequences) {
-        encoder.add(SequenceId(id), Sequence::new(tokens.clone(), Goal::Embed));
+        encoder.add(SequenceId(id), Sequence::new(tokens.clone(), Goal::Embed).into());
     }
     let mut outputs = Vec::new();
     while !encoder.is_idle() {

@@ -1,0 +1,82 @@
+//! `inferq tokens`, and the printing of chunks that `inferq submit --stream` shares.
+
+use std::io::Write;
+use std::pin::pin;
+use std::time::Duration;
+
+use connect::NatsArgs;
+use futures::TryStreamExt;
+use producer::Client;
+use producer::standing::Standing;
+use schemas::chunk::Chunk;
+use schemas::result::JobResult;
+use schemas::subject::{JobId, Token};
+
+use super::results::{in_time, print_result};
+use super::{connect, print_json, print_line, tenant_token};
+use crate::config::{Output, TokensArgs};
+
+pub async fn run(nats: &NatsArgs, output: Output, args: TokensArgs) -> anyhow::Result<u8> {
+    let tenant = tenant_token(&args.tenant)?;
+    let client = Client::new(connect(nats).await?);
+    // Nothing would ever come.
+    if client.standing(&tenant, &args.job_id).await? == Standing::Unknown {
+        anyhow::bail!(
+            "job {} of tenant {:?} is unknown: it neither waits nor runs, and has no result",
+            args.job_id,
+            args.tenant.tenant
+        );
+    }
+    let timeout = Duration::from_secs(args.timeout_seconds);
+    in_time(timeout, &args.job_id, follow(&client, &tenant, &args.job_id, args.from, output)).await
+}
+
+/// Prints the answer of a job as it is made, from a chunk on. The exit code is that of its result.
+pub async fn follow(client: &Client, tenant: &Token, job_id: &JobId, from: u64, output: Output) -> anyhow::Result<u8> {
+    let mut chunks = pin!(client.tokens(tenant, job_id, from).await?);
+    let mut printed = false;
+    let read = loop {
+        match chunks.try_next().await {
+            Ok(Some((_, chunk))) => print_chunk(output, &chunk)?,
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+        printed = true;
+    };
+    if printed && output == Output::Text {
+        print_line("")?;
+    }
+    read?;
+    let result = client.wait(tenant, job_id).await?;
+    if !result.is_success() {
+        eprintln!("job {job_id} failed with status {}: {}", result.status_code(), complaint(&result));
+        return Ok(1);
+    }
+    if !printed && from == 0 {
+        eprintln!("job {job_id} has no chunks: it does not stream, or they are gone; this is its result");
+        return print_result(&result);
+    }
+    Ok(0)
+}
+
+/// A chunk, where the reader sees it at once.
+fn print_chunk(output: Output, chunk: &Chunk) -> anyhow::Result<()> {
+    if output == Output::Json {
+        return print_json(chunk);
+    }
+    let mut out = std::io::stdout();
+    out.write_all(chunk.text().as_bytes())?;
+    Ok(out.flush()?)
+}
+
+/// Why a job failed, in the words of its result.
+fn complaint(result: &JobResult) -> String {
+    match (&result.error, &result.response) {
+        (Some(error), _) => error.message.clone(),
+        (None, Some(response)) => {
+            let message = response.body["error"]["message"].as_str();
+            message.map_or_else(|| response.body.to_string(), str::to_owned)
+        }
+        (None, None) => "the result says nothing".to_owned(),
+    }
+}
