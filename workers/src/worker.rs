@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::AckKind;
 use async_nats::jetstream::consumer::PullConsumer;
 use connect::Connection;
 use schemas::stream;
@@ -66,7 +65,8 @@ impl Worker {
     }
 }
 
-/// Runs the jobs of one lane, each in a task of its own, and hands back what comes after the stop.
+/// Runs the jobs of one lane, each in a task of its own. What a pull brings that was on its way at the stop is run too:
+/// most of it can be finished, and what cannot is handed back with the rest.
 async fn serve(
     mut pull: Pull,
     station: &Arc<Station>,
@@ -80,12 +80,6 @@ async fn serve(
         station.metrics.note_waiting(pull.lane(), waiting);
         station.metrics.read_pace(&station.pace);
         for pulled in pulled {
-            if stop.is_cancelled() {
-                if let Err(error) = pulled.message.ack_with(AckKind::Nak(None)).await {
-                    tracing::warn!(%error, "job not handed back; it returns after ack_wait");
-                }
-                continue;
-            }
             let delivery = Delivery::new(Arc::clone(station), pulled.message);
             let abandon = abandon.clone();
             tracker.spawn(async move {
