@@ -98,10 +98,9 @@ impl Delivery {
         if self.received.delivered > 1 {
             metrics.redeliveries.inc();
         }
-        let model = self.station.model.token();
-        if let Some(key) = self.station.tenants.first_seen(&model, self.received.lane(), self.received.tokens().tenant)
-        {
-            Box::pin(self.station.tenants.note(key)).await;
+        let (lane, tenant) = (self.received.lane(), self.received.tokens().tenant);
+        if self.station.tenants.is_first(lane, tenant) {
+            Box::pin(self.station.tenants.note(&self.station.model.token(), lane, tenant)).await;
         }
         let work = AssertUnwindSafe(async {
             let outcome = tokio::select! {

@@ -28,8 +28,8 @@ use crate::station::Station;
 
 /// How often a worker looks.
 const LOOK: Duration = Duration::from_millis(100);
-/// Queues that take less than this are left alone.
-const LONG: f64 = 0.5;
+/// Queues that take fewer seconds than this are left alone.
+const LONG: f64 = 1.0;
 /// Tenants that are looked after at a time.
 const TENANTS_MAX: usize = 4096;
 
@@ -96,7 +96,7 @@ impl Drop for Hold {
 #[derive(Clone, Debug)]
 pub struct Tenants {
     noted: kv::Store,
-    by_us: Arc<Mutex<HashSet<String>>>,
+    by_us: Arc<Mutex<HashMap<Lane, HashSet<String>>>>,
 }
 
 impl Tenants {
@@ -105,16 +105,16 @@ impl Tenants {
         Ok(Self { noted, by_us: Arc::default() })
     }
 
-    /// Notes a tenant that has a job. True the first time.
-    pub fn first_seen(&self, model: &Token, lane: Lane, tenant: &str) -> Option<String> {
+    /// Whether a tenant's job is the first of its lane that this worker sees. It counts as seen then.
+    pub fn is_first(&self, lane: Lane, tenant: &str) -> bool {
         let mut by_us = self.by_us.lock().expect("no panic while held");
-        let key = stream::tenant_key(model, lane, tenant);
-        (by_us.len() < TENANTS_MAX && by_us.insert(key.clone())).then_some(key)
+        let seen = by_us.entry(lane).or_default();
+        !seen.contains(tenant) && seen.len() < TENANTS_MAX && seen.insert(tenant.to_owned())
     }
 
-    pub async fn note(&self, key: String) {
+    pub async fn note(&self, model: &Token, lane: Lane, tenant: &str) {
         // Noted again by the next worker that sees the tenant.
-        let _ = self.noted.put(key, "".into()).await;
+        let _ = self.noted.put(stream::tenant_key(model, lane, tenant), "".into()).await;
     }
 
     async fn of(&self, model: &Token, lane: Lane) -> Vec<String> {
