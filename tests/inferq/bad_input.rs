@@ -4,7 +4,7 @@ use producer::SubmitError;
 use schemas::codec::Encoding;
 use serde_json::{Value, json};
 
-use crate::support::{Deployment, chat, content, echo_registry, submission};
+use crate::support::{Deployment, chat, content, echo_registry, eventually, submission};
 
 /// A payload with what its error must say.
 struct Case {
@@ -159,7 +159,7 @@ async fn every_mistake_is_answered_with_field_and_value() {
     }
     let id = deployment.submit(&chat("still alive"), Encoding::Json).await;
     assert_eq!(content(&deployment.result(id.as_str()).await.1), "still alive");
-    assert_eq!(deployment.in_flight().await, 0);
+    eventually("all are acknowledged", async || (deployment.in_flight().await == 0).then_some(())).await;
 }
 
 #[tokio::test]
