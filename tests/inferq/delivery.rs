@@ -197,3 +197,24 @@ async fn refused_jobs_are_kept_as_invalid() {
     assert_eq!(header(&dead, "Inferq-Dead-Class"), "invalid");
     assert!(header(&dead, "Inferq-Dead-Reason").contains("cannot be read"));
 }
+
+#[tokio::test]
+async fn a_job_that_fails_before_it_comes_to_the_engine_uses_up_its_attempts_too() {
+    let (deployment, _worker) = Deployment::with_worker(&echo_registry(0, "")).await;
+    let jetstream = &deployment.client.connection.jetstream;
+    jetstream.delete_object_store(schemas::stream::INPUTS_BUCKET).await.unwrap();
+    deployment.publish_as("large", b"", &[("Inferq-Body", "default/large")]).await;
+    let (headers, result) = deployment.result("large").await;
+    assert_eq!(result["response"]["status_code"], 500, "{result}");
+    assert_eq!(header(&headers, "Inferq-Attempt"), "3");
+    assert_eq!(header(&dead_letter(&deployment, "large").await, "Inferq-Dead-Class"), "exhausted");
+}
+
+#[tokio::test]
+async fn what_a_job_asked_of_its_own_stream_is_not_asked_of_the_dead_letters() {
+    let (deployment, _worker) = Deployment::with_worker(&echo_registry(0, "")).await;
+    let id = deployment.publish_raw(b"{", &[("Nats-Expected-Stream", JOBS), ("Inferq-Cost", "7")]).await;
+    deployment.result(&id).await;
+    let dead = dead_letter(&deployment, &id).await;
+    assert_eq!((header(&dead, "Nats-Expected-Stream"), header(&dead, "Inferq-Cost")), ("", "7"));
+}

@@ -11,8 +11,9 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use async_nats::HeaderMap;
 use async_nats::jetstream::{AckKind, Message};
-use async_nats::{HeaderMap, HeaderName};
+
 use bytes::Bytes;
 use connect::PublishFailure;
 use futures::FutureExt;
@@ -29,7 +30,7 @@ use crate::joblog::{self, JobLog};
 use crate::lift::Hold;
 use crate::outcome::{Acknowledgement, Attempts, Outcome};
 use crate::provenance::Made;
-use crate::received::Received;
+use crate::received::{Received, own_headers};
 use crate::reply::{Stored, status_of};
 use crate::station::Station;
 
@@ -100,7 +101,7 @@ impl Delivery {
         }
         let (lane, tenant) = (self.received.lane(), self.received.tokens().tenant);
         if self.station.tenants.is_first(lane, tenant) {
-            Box::pin(self.station.tenants.note(&self.station.model.token(), lane, tenant)).await;
+            self.station.tenants.note(&self.station.client, &self.station.model.token(), lane, tenant).await;
         }
         let work = AssertUnwindSafe(async {
             let outcome = tokio::select! {
@@ -214,14 +215,8 @@ impl Delivery {
 
     /// Keeps the job as it came with the dead letters, with why and with its log.
     async fn bury(&self, class: DeadClass, reason: &str) -> Result<(), PublishFailure> {
-        // Not those of the stream it came from: another one would take a message id for its own.
         let came_with = self.received.message.headers.clone().unwrap_or_default();
-        let is_kept = |name: &HeaderName| ![header::MESSAGE_ID, header::LANE].contains(&name.as_ref());
-        let mut headers: HeaderMap = came_with
-            .iter()
-            .filter(|(name, _)| is_kept(name))
-            .filter_map(|(name, values)| Some((name.clone(), values.first()?.clone())))
-            .collect();
+        let mut headers = own_headers(&came_with, &[header::LANE, header::PUBLISHED]);
         let reason = reason.replace(['\r', '\n'], " ");
         headers.insert(header::ATTEMPT, self.attempts().current.to_string());
         headers.insert(header::WORKER, self.station.name.as_str());
@@ -243,11 +238,9 @@ impl Delivery {
 
     /// Tells the server, and the job's log, how it ended. The one place that acknowledges.
     async fn settle(&self, outcome: &Outcome) {
-        let current = self.attempts().current;
-        match outcome {
-            Outcome::Abandoned => Box::pin(self.note_attempt(current - 1, false)).await,
-            Outcome::Retry { suspect: true, .. } => Box::pin(self.note_attempt(current, true)).await,
-            _ => {}
+        if let Some((begun, suspect)) = self.mark(outcome) {
+            // Where it is not stored, the deliveries count.
+            Box::pin(self.station.ledger.write(&self.received, begun, suspect)).await;
         }
         let acknowledgement = outcome.acknowledgement(self.attempts(), fastrand::f64());
         self.log_end(outcome, acknowledgement);
@@ -279,10 +272,18 @@ impl Delivery {
         tracing::debug!(job.id = self.job_id, job.attempt = attempt, outcome = outcome.label(), "delivery ended");
     }
 
-    /// Notes what the next delivery cannot know by itself: that this one tried nothing, or that its job is suspected.
-    async fn note_attempt(&self, begun: u32, suspect: bool) {
-        // Where it is not stored, the deliveries count.
-        self.station.ledger.write(&self.received, begun, suspect).await;
+    /// What the next delivery cannot know by itself: that this one tried nothing, that it failed, even before it came to
+    /// the engine, or that its job is suspected.
+    fn mark(&self, outcome: &Outcome) -> Option<(u32, bool)> {
+        let is_first = self.received.delivered == 1;
+        match (outcome, self.attempts.get()) {
+            (Outcome::Abandoned, Some(attempts)) => Some((attempts.current - 1, false)),
+            (Outcome::Abandoned, None) => is_first.then_some((0, false)),
+            (Outcome::Retry { suspect, .. }, Some(attempts)) if *suspect || !is_first => {
+                Some((attempts.current, *suspect))
+            }
+            _ => None,
+        }
     }
 
     fn log_end(&self, outcome: &Outcome, acknowledgement: Acknowledgement) {

@@ -11,10 +11,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_nats::header::NATS_SUBJECT;
 use async_nats::jetstream::message::{PublishMessage, StreamMessage};
 use async_nats::jetstream::{Context, kv, stream::Stream};
-use async_nats::{HeaderMap, Subscriber};
+use async_nats::{Client, HeaderMap, Subscriber};
 use connect::{PublishFailure, classify_publish};
 use futures::StreamExt;
 use schemas::subject::{LIFTED, Lane, Token, waiting_filter};
@@ -24,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::asked;
 use crate::joblog::rfc3339;
+use crate::received::own_headers;
 use crate::station::Station;
 
 /// How often a worker looks.
@@ -112,9 +112,12 @@ impl Tenants {
         !seen.contains(tenant) && seen.len() < TENANTS_MAX && seen.insert(tenant.to_owned())
     }
 
-    pub async fn note(&self, model: &Token, lane: Lane, tenant: &str) {
-        // Noted again by the next worker that sees the tenant.
-        let _ = self.noted.put(stream::tenant_key(model, lane, tenant), "".into()).await;
+    /// Notes it for all workers. No job waits for that: what is lost is noted by the next worker that sees the tenant.
+    pub async fn note(&self, client: &Client, model: &Token, lane: Lane, tenant: &str) {
+        let subject = format!("$KV.{}.{}", stream::TENANTS_BUCKET, stream::tenant_key(model, lane, tenant));
+        if let Err(error) = client.publish(subject, "".into()).await {
+            tracing::debug!(%error, "tenant not noted");
+        }
     }
 
     async fn of(&self, model: &Token, lane: Lane) -> Vec<String> {
@@ -152,7 +155,7 @@ struct Lifter {
 }
 
 impl Lifter {
-    /// Whether a newcomer would wait for long, and there is room for what would be lifted.
+    /// Whether a newcomer would wait for long.
     fn is_long(&self) -> bool {
         let waiting = self.station.metrics.waiting(self.lane.as_str());
         waiting > self.station.model.limits.in_flight as u64 && self.station.pace.seconds(waiting) > LONG
@@ -234,13 +237,7 @@ impl Lifter {
 
     /// The job's own headers, with what its new message cannot say by itself.
     fn headers(&self, job: &StreamMessage) -> HeaderMap {
-        let left_out = [header::MESSAGE_ID, header::TIMEOUT, header::DEADLINE, NATS_SUBJECT.as_ref()];
-        let mut headers: HeaderMap = job
-            .headers
-            .iter()
-            .filter(|(name, _)| !left_out.contains(&name.as_ref()))
-            .filter_map(|(name, values)| Some((name.clone(), values.first()?.clone())))
-            .collect();
+        let mut headers = own_headers(&job.headers, &[header::TIMEOUT, header::DEADLINE]);
         let value = |name| job.headers.get(name).map(|value| value.as_str());
         match asked::deadline(value(header::DEADLINE), value(header::TIMEOUT), job.time) {
             Ok(Some(deadline)) => headers.insert(header::DEADLINE, rfc3339(deadline)),

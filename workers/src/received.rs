@@ -1,5 +1,6 @@
 //! A job as it came: its message, and what its subject and headers say. Reading them does no I/O.
 
+use async_nats::HeaderMap;
 use async_nats::jetstream::Message;
 use schemas::codec::{Encoding, UnknownContentType};
 use schemas::header;
@@ -9,6 +10,14 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::asked;
 use crate::endpoint::Reject;
+
+/// The headers of a job that go with it to another stream: all but those that speak to the stream it was in, such as its
+/// message id or what it expected there, and those that are `left_out`.
+pub fn own_headers(headers: &HeaderMap, left_out: &[&str]) -> HeaderMap {
+    let is_own = |name: &str| !name.to_ascii_lowercase().starts_with("nats-") && !left_out.contains(&name);
+    let own = headers.iter().filter(|(name, _)| is_own(name.as_ref()));
+    own.filter_map(|(name, values)| Some((name.clone(), values.first()?.clone()))).collect()
+}
 
 /// A delivered message with a job's subject.
 pub struct Received {
