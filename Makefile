@@ -36,8 +36,9 @@ $(DENY):
 	cargo install cargo-deny@$(DENY_VERSION) --locked --no-default-features --root "$(abspath $(BIN))/../tools"
 	rm -rf "$(abspath $(BIN))/../tools/build"
 
+# BENCH_ARGS: names of cases, all of them unless given: echo, cache, fairness, models.
 bench: build ## measure the queue and the models beside bare JetStream
-	$(CARGO) bench -p tests --bench queue
+	$(CARGO) bench -p tests --bench queue -- $(BENCH_ARGS)
 
 # CHAOS_ARGS: names of scenarios, --seed, --random; `make chaos CHAOS_ARGS=--help` shows them all.
 chaos: build ## break everything on purpose, long, and account for every job

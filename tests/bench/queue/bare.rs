@@ -13,13 +13,13 @@ use futures::stream::{self, StreamExt};
 use tokio::sync::Semaphore;
 
 use crate::support::{Server, eventually};
-use crate::{BODY_BYTES, IN_FLIGHT, JOBS, LONE_JOBS, Measured, WINDOW};
+use crate::{BODY_BYTES, IN_FLIGHT, JOBS, LONE_JOBS, Measured, WINDOW, cpu};
 
 /// Set for the process that is the bare worker.
 pub const WORKER_URL: &str = "BENCH_BARE_WORKER_URL";
 
 pub struct Bare {
-    _server: Server,
+    server: Server,
     worker: Child,
     jetstream: Context,
 }
@@ -36,13 +36,15 @@ impl Bare {
             (jobs.consumer_info("worker").await.unwrap().num_waiting > 0).then_some(())
         })
         .await;
-        Self { _server: server, worker, jetstream }
+        Self { server, worker, jetstream }
     }
 
     pub async fn measure(&self, round: usize) -> Measured {
         let client = self.jetstream.client();
         let mut live = client.subscribe("live.>").await.unwrap();
         client.flush().await.unwrap();
+        let processes = cpu::Processes { server: self.server.process_id(), worker: self.worker.id() };
+        let before = processes.used();
         let started = Instant::now();
         let publish =
             stream::iter(0..JOBS).for_each_concurrent(WINDOW, |number| self.publish(format!("r{round}-{number}")));
@@ -53,6 +55,7 @@ impl Bare {
         };
         tokio::join!(publish, collect);
         let jobs_per_second = JOBS as f64 / started.elapsed().as_secs_f64();
+        let cpu = processes.used().microseconds_since(before, JOBS);
         let mut lone = Vec::with_capacity(LONE_JOBS);
         for number in 0..LONE_JOBS {
             let sent = Instant::now();
@@ -60,7 +63,7 @@ impl Bare {
             live.next().await.unwrap();
             lone.push(sent.elapsed());
         }
-        Measured { jobs_per_second, lone }
+        Measured { jobs_per_second, cpu, lone }
     }
 
     async fn publish(&self, id: String) {

@@ -9,14 +9,15 @@ use schemas::codec::Encoding;
 use schemas::subject::{Address, JobId, Lane};
 
 use crate::support::{Deployment, echo_registry};
-use crate::{BODY_BYTES, IN_FLIGHT, JOBS, LONE_JOBS, Measured, WINDOW};
+use crate::{BODY_BYTES, IN_FLIGHT, JOBS, LONE_JOBS, Measured, WINDOW, cpu};
 
 const TENANT: &str = "bench";
 
 pub struct Ours {
     deployment: Deployment,
-    _worker: crate::support::WorkerProcess,
+    worker: crate::support::WorkerProcess,
     jobs: Jobs,
+    padding: String,
 }
 
 /// What is asked of the cache.
@@ -38,7 +39,7 @@ impl Ours {
             registry += "[models.cache]\nstore_above_milliseconds = 0\n";
         }
         let (deployment, worker) = Deployment::with_worker(&registry).await;
-        Self { deployment, _worker: worker, jobs }
+        Self { deployment, worker, jobs, padding: "x".repeat(BODY_BYTES) }
     }
 
     /// A job of the wanted size whose prompt begins with its id.
@@ -49,7 +50,7 @@ impl Ours {
         );
         let tail = "\"}}";
         let mut job = head;
-        job.extend(std::iter::repeat_n('x', BODY_BYTES - job.len() - tail.len()));
+        job.push_str(&self.padding[..BODY_BYTES - job.len() - tail.len()]);
         Bytes::from(job + tail)
     }
 
@@ -57,6 +58,8 @@ impl Ours {
         let client = &self.deployment.client;
         let mut live = client.connection.client.subscribe(format!("inferq.live.{TENANT}.*")).await.unwrap();
         client.connection.client.flush().await.unwrap();
+        let processes = cpu::Processes { server: self.deployment.server.process_id(), worker: self.worker.id() };
+        let before = processes.used();
         let started = Instant::now();
         let publish = stream::iter(0..JOBS).for_each_concurrent(WINDOW, |number| async move {
             client.submit(&self.submission(format!("r{round}-{number}"))).await.unwrap();
@@ -68,6 +71,7 @@ impl Ours {
         };
         tokio::join!(publish, collect);
         let jobs_per_second = JOBS as f64 / started.elapsed().as_secs_f64();
+        let cpu = processes.used().microseconds_since(before, JOBS);
         let mut lone = Vec::with_capacity(LONE_JOBS);
         for number in 0..LONE_JOBS {
             let sent = Instant::now();
@@ -75,7 +79,7 @@ impl Ours {
             live.next().await.unwrap();
             lone.push(sent.elapsed());
         }
-        Measured { jobs_per_second, lone }
+        Measured { jobs_per_second, cpu, lone }
     }
 
     fn submission(&self, id: String) -> Submission {

@@ -153,6 +153,11 @@ impl Deployment {
 }
 
 impl WorkerProcess {
+    #[allow(dead_code, reason = "the benchmarks use it")]
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
     pub fn signal(&self, name: &str) {
         signal(name, self.0.id());
     }

@@ -100,6 +100,11 @@ impl Server {
         signal(name, self.own().process.lock().unwrap().id());
     }
 
+    #[allow(dead_code, reason = "the benchmarks use it")]
+    pub fn process_id(&self) -> u32 {
+        self.own().process.lock().unwrap().id()
+    }
+
     /// The folder of its store and its log.
     #[allow(dead_code, reason = "the chaos program uses it")]
     pub fn folder(&self) -> &Path {
