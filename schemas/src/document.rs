@@ -18,6 +18,7 @@ use crate::completions::{
 use crate::embeddings::{EmbeddingRequest, EmbeddingResponse};
 use crate::job::{Endpoint, Job};
 use crate::log::LogMessage;
+use crate::provenance::Provenance;
 use crate::result::{ErrorBody, JobResult};
 
 /// The documents' names start with this. The domain is reserved (RFC 2606): it names and leads nowhere, and makes
@@ -38,6 +39,7 @@ pub fn documents() -> Vec<(&'static str, Value)> {
         ("error.json", written::<ErrorBody>("error.json")),
         ("job.json", job()),
         ("log.json", log()),
+        ("provenance.json", written::<Provenance>("provenance.json")),
         ("result.json", written::<JobResult<AnswerBody>>("result.json")),
     ]
 }

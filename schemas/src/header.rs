@@ -12,7 +12,7 @@ pub const DEADLINE: &str = "Inferq-Deadline";
 pub const TIMEOUT: &str = "Inferq-Timeout";
 /// Attempts this job may have, up to the model's own limit.
 pub const MAX_ATTEMPTS: &str = "Inferq-Max-Attempts";
-/// On jobs `no-store`; on results where the answer came from: see [`CacheUse`].
+/// `no-store`: the cache is neither read nor written.
 pub const CACHE: &str = "Inferq-Cache";
 /// `tokens`: chunks of the answer are published as they are made.
 pub const STREAM: &str = "Inferq-Stream";
@@ -28,26 +28,12 @@ pub const PUBLISHED: &str = "Inferq-Published";
 pub const REPLY_TO: &str = "Inferq-Reply-To";
 /// On results: the HTTP status, so that a reader need not decode the body to count failures.
 pub const STATUS: &str = "Inferq-Status";
-/// On results and dead letters: the number of the attempt that ended the job, from 1.
+/// On results that a worker stored: how they were made, as the JSON of [`crate::provenance::Provenance`].
+pub const PROVENANCE: &str = "Inferq-Provenance";
+/// On dead letters: the number of the attempt that ended the job, from 1.
 pub const ATTEMPT: &str = "Inferq-Attempt";
-/// On results and dead letters: the worker that ended the job.
+/// On dead letters: the worker that ended the job.
 pub const WORKER: &str = "Inferq-Worker";
-/// On results: the model's source, pinned.
-pub const REVISION: &str = "Inferq-Revision";
-/// On results: the SHA-256 of the weights.
-pub const WEIGHTS: &str = "Inferq-Weights";
-/// On results: the engine and its version.
-pub const ENGINE: &str = "Inferq-Engine";
-/// On results: the type the weights were computed in.
-pub const QUANTIZATION: &str = "Inferq-Quantization";
-/// On results of sampling: the seed, given or made from the job id.
-pub const SEED: &str = "Inferq-Seed";
-/// On results: from publication to the start of this attempt.
-pub const QUEUE_SECONDS: &str = "Inferq-Queue-Seconds";
-/// On results: from there to the first token, or to the embedding.
-pub const PREFILL_SECONDS: &str = "Inferq-Prefill-Seconds";
-/// On results: from the first token to the last.
-pub const DECODE_SECONDS: &str = "Inferq-Decode-Seconds";
 /// On chunks: their number, from 0.
 pub const CHUNK: &str = "Inferq-Chunk";
 /// On chunks: the ids of their tokens, separated by commas, from which another worker goes on.
@@ -108,31 +94,8 @@ pub struct Life {
     pub worker: String,
 }
 
-/// The value of [`CACHE`] on a result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CacheUse {
-    /// Read from the cache.
-    Hit,
-    /// Computed, and stored where that is worth it.
-    Miss,
-    /// Computed once for several jobs in flight.
-    Shared,
-}
-
-impl CacheUse {
-    pub const ALL: [Self; 3] = [Self::Hit, Self::Miss, Self::Shared];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Hit => "hit",
-            Self::Miss => "miss",
-            Self::Shared => "shared",
-        }
-    }
-}
-
 /// Every header with who sets it and what it means: the table of the README, tested against it.
-pub const TABLE: [(&str, &str, &str); 29] = [
+pub const TABLE: [(&str, &str, &str); 22] = [
     (
         CONTENT_TYPE,
         "producer, worker",
@@ -142,11 +105,7 @@ pub const TABLE: [(&str, &str, &str); 29] = [
     (DEADLINE, "producer", "RFC 3339 time at which the job ends as expired, waiting or running"),
     (TIMEOUT, "producer", "the same as seconds from publication; the earlier of the two counts"),
     (MAX_ATTEMPTS, "producer", "attempts this job may have, up to the model's `limits.attempts`"),
-    (
-        CACHE,
-        "producer, worker",
-        "on jobs `no-store`: neither read nor write the cache; on results `hit`, `miss` or `shared`",
-    ),
+    (CACHE, "producer", "`no-store`: neither read nor write the cache"),
     (STREAM, "producer", "`tokens`: publish the answer in chunks as it is made, as `stream: true` in the body does"),
     (COST, "producer", "estimated cost of the job in units such as tokens, for the backlog in seconds"),
     (
@@ -158,18 +117,11 @@ pub const TABLE: [(&str, &str, &str); 29] = [
     (LANE, "worker", "on jobs lifted over another tenant's: the lane they came from"),
     (PUBLISHED, "worker", "on lifted jobs: RFC 3339 time of their publication"),
     (STATUS, "worker", "on results: the HTTP status code"),
-    (ATTEMPT, "worker", "on results and dead letters: the attempt that ended the job, from 1"),
-    (WORKER, "worker", "on results and dead letters: the worker's name"),
-    (REVISION, "worker", "on results: the model's source as the registry pins it"),
-    (WEIGHTS, "worker", "on results: SHA-256 of the weights"),
-    (ENGINE, "worker", "on results: engine and version"),
-    (QUANTIZATION, "worker", "on results: the type weights were computed in"),
-    (SEED, "worker", "on results of sampling: the seed, given or made from the job id"),
-    (QUEUE_SECONDS, "worker", "on results: from publication to the start of the attempt"),
-    (PREFILL_SECONDS, "worker", "on results: from there to the first token, or to the embedding"),
-    (DECODE_SECONDS, "worker", "on results: from the first token to the last"),
+    (PROVENANCE, "worker", "on results that a worker stored: how they were made, a [JSON object](#provenance)"),
     (CHUNK, "worker", "on chunks: their number, from 0"),
     (TOKEN_IDS, "worker", "on chunks: the ids of their tokens, separated by commas"),
+    (ATTEMPT, "worker", "on dead letters: the attempt that ended the job, from 1"),
+    (WORKER, "worker", "on dead letters: the worker's name"),
     (DEAD_REASON, "worker", "on dead letters: why the job was given up"),
     (DEAD_CLASS, "worker", "on dead letters: `invalid`, `poison`, `exhausted` or `expired`"),
     (DEAD_LOG, "worker", "on dead letters: the job's log, a JSON array of records"),

@@ -16,6 +16,7 @@ pub mod job;
 pub mod log;
 mod number;
 pub mod pace;
+pub mod provenance;
 pub mod registry;
 pub mod result;
 pub mod stream;

@@ -11,12 +11,13 @@ pub type LogMessage = Vec<LogRecord>;
 
 /// One event of one job.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
-pub struct LogRecord {
+#[schemars(rename = "LogRecord")]
+pub struct LogRecord<S = String> {
     /// RFC 3339, UTC.
     pub time: String,
-    pub job_id: String,
-    pub model: String,
-    pub worker: String,
+    pub job_id: S,
+    pub model: S,
+    pub worker: S,
     /// The number of the delivery, from 1.
     pub attempt: u32,
     #[serde(flatten)]

@@ -184,8 +184,7 @@ fn jobs(registry: &Registry) -> Stream {
         replicas: registry.storage.replicas,
         duplicate_window_seconds: DUPLICATE_WINDOW_SECONDS,
         allow_direct: true,
-        // A worker with a long queue listens for tenants that would wait behind it; without a listener it costs nothing.
-        republish: Some(Republish { source: "inferq.jobs.>", destination: "inferq.waiting.>", headers_only: true }),
+        republish: None,
     }
 }
 

@@ -263,11 +263,6 @@ pub fn cancel_filter(model: &Token) -> String {
     format!("inferq.cancel.{model}.*.*")
 }
 
-/// Where the server tells the headers of the jobs that it stores in a lane.
-pub fn waiting_filter(model: &Token, lane: Lane) -> String {
-    format!("inferq.waiting.{model}.{lane}.*.*")
-}
-
 /// The durable pull consumer of one lane of one model.
 pub fn consumer_name(model: &Token, lane: Lane) -> String {
     format!("{model}_{lane}")

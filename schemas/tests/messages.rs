@@ -8,6 +8,7 @@ use schemas::embeddings::{EmbeddingRequest, EmbeddingResponse};
 use schemas::input::Stop;
 use schemas::job::{Endpoint, Job};
 use schemas::log::LogMessage;
+use schemas::provenance::{CacheUse, Provenance};
 use schemas::result::{ErrorBody, JobResult, NoResponseCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -98,4 +99,10 @@ fn an_expired_job_has_no_answer() {
 fn a_log_is_read() {
     let records: LogMessage = read("log");
     assert_eq!(records.len(), 3);
+}
+
+#[test]
+fn how_a_result_was_made_is_read() {
+    let provenance: Provenance = read("provenance");
+    assert_eq!((provenance.attempt, provenance.seed, provenance.cache), (1, None, Some(CacheUse::Miss)));
 }

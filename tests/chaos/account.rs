@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use schemas::codec::Encoding;
 use schemas::log::{LogEvent, LogMessage};
+use schemas::provenance::Provenance;
 use schemas::{header, stream};
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -193,12 +194,14 @@ impl Account {
         if let Some(fault) = entry.job.asks.fault_of(status, &result, oracle) {
             self.wrong(format!("{}: {fault}", stored.job_id));
         }
-        let attempt = number(header::ATTEMPT).unwrap_or_default();
+        let provenance = stored.headers.get(header::PROVENANCE).map_or("", |provenance| provenance.as_str());
+        let Ok(Provenance { attempt, worker, .. }) = serde_json::from_str::<Provenance>(provenance) else {
+            return self.wrong(format!("{}: the result says of how it was made {provenance:?}", stored.job_id));
+        };
         let told = told.entry(stored.job_id).or_default();
-        told.attempt_max = told.attempt_max.max(attempt);
-        let worker = stored.headers.get(header::WORKER).map_or("", |worker| worker.as_str()).to_owned();
+        told.attempt_max = told.attempt_max.max(attempt.into());
         self.results.push(Answer {
-            attempt,
+            attempt: attempt.into(),
             worker,
             acknowledged_at: entry.acknowledged_at,
             stored_at: stored.stored_at,

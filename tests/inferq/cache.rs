@@ -1,8 +1,9 @@
 //! The cache: identical work is done once, for those who may share it.
 
+use schemas::provenance::CacheUse;
 use serde_json::{Value, json};
 
-use crate::support::{Deployment, TENANT, echo_registry};
+use crate::support::{Deployment, TENANT, echo_registry, provenance};
 
 fn greedy(prompt: &str) -> String {
     json!({ "url": "/v1/completions", "body": { "model": "echo", "prompt": prompt, "temperature": 0, "max_tokens": 99 } })
@@ -19,7 +20,7 @@ async fn answer(deployment: &Deployment, id: &str) -> (String, String) {
     let (headers, result) = deployment.result(id).await;
     let text = result["response"]["body"]["choices"][0]["text"].as_str().unwrap_or_else(|| panic!("{result}"));
     assert_eq!(result["response"]["body"]["id"], format!("cmpl-{id}"), "another job's id");
-    (text.to_owned(), headers.get("Inferq-Cache").map_or(String::new(), ToString::to_string))
+    (text.to_owned(), provenance(&headers).cache.map_or("", CacheUse::as_str).to_owned())
 }
 
 #[tokio::test]
@@ -81,7 +82,7 @@ async fn tenants_share_answers_only_where_the_registry_says_so() {
             results.direct_get_last_for_subject("inferq.results.other.job-1").await.ok()
         })
         .await;
-        assert_eq!(stored.headers.get("Inferq-Cache").unwrap().as_str(), second, "scope {scope}");
+        assert_eq!(provenance(&stored.headers).cache.unwrap().as_str(), second, "scope {scope}");
         assert_ne!(TENANT, "other");
         assert!(serde_json::from_slice::<Value>(&stored.payload).is_ok());
     }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use futures::StreamExt;
 
-use crate::support::{Deployment, chat, content, echo_registry, submission, tenant};
+use crate::support::{Deployment, chat, content, echo_registry, provenance, submission, tenant};
 
 #[tokio::test]
 async fn every_endpoint_answers_in_the_encoding_of_its_job() {
@@ -22,7 +22,7 @@ async fn every_endpoint_answers_in_the_encoding_of_its_job() {
             let (headers, result) = deployment.result(id.as_str()).await;
             assert_eq!(headers.get("Content-Type").unwrap().as_str(), encoding.content_type());
             assert_eq!(headers.get("Inferq-Status").unwrap().as_str(), "200");
-            assert_eq!(headers.get("Inferq-Attempt").unwrap().as_str(), "1");
+            assert_eq!(provenance(&headers).attempt, 1);
             assert_eq!(result["custom_id"], id.as_str(), "the job id stands in for a missing custom_id");
             assert_eq!(result["response"]["status_code"], 200, "{result}");
             check_body(job["url"].as_str().unwrap(), &result["response"]["body"]);

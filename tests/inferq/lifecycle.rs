@@ -5,7 +5,7 @@ use std::process::Command;
 use schemas::codec::Encoding;
 use schemas::stream::{JOBS, RESULTS};
 
-use crate::support::{Deployment, chat, content, echo_registry, eventually, program, run};
+use crate::support::{Deployment, chat, content, echo_registry, eventually, program, provenance, run};
 
 /// Publishes so many jobs and gives their ids.
 async fn submit_many(deployment: &Deployment, count: usize) -> Vec<String> {
@@ -39,7 +39,7 @@ async fn sigterm_finishes_what_runs_and_takes_nothing_new() {
     let _second = deployment.worker("echo").await;
     check_all_answered(&deployment, &ids).await;
     let (headers, _) = deployment.result(ids.last().unwrap()).await;
-    assert_eq!(headers.get("Inferq-Attempt").unwrap().as_str(), "1", "a job that waited was delivered once");
+    assert_eq!(provenance(&headers).attempt, 1, "a job that waited was delivered once");
 }
 
 #[tokio::test]
@@ -54,7 +54,7 @@ async fn jobs_that_outlast_the_grace_period_are_handed_back_at_once() {
     std::fs::write(&deployment.registry, echo_registry(0, "ack_wait_seconds = 600")).unwrap();
     let _second = deployment.worker("echo").await;
     let (headers, _) = deployment.result(&id).await;
-    assert_eq!(headers.get("Inferq-Attempt").unwrap().as_str(), "1", "a job that was handed back has lost an attempt");
+    assert_eq!(provenance(&headers).attempt, 1, "a job that was handed back has lost an attempt");
 }
 
 #[tokio::test]
@@ -69,9 +69,9 @@ async fn a_killed_workers_jobs_are_answered_by_another_once() {
     check_all_answered(&deployment, &ids).await;
     let mut attempts = Vec::new();
     for id in &ids {
-        attempts.push(deployment.result(id).await.0.get("Inferq-Attempt").unwrap().as_str().to_owned());
+        attempts.push(provenance(&deployment.result(id).await.0).attempt);
     }
-    assert!(attempts.iter().any(|attempt| attempt == "2"), "no job was delivered again: {attempts:?}");
+    assert!(attempts.contains(&2), "no job was delivered again: {attempts:?}");
 }
 
 #[tokio::test]
@@ -80,7 +80,7 @@ async fn progress_keeps_a_job_that_runs_longer_than_ack_wait() {
     let (deployment, _worker) = Deployment::with_worker(&registry).await;
     let id = submit_many(&deployment, 1).await.remove(0);
     let (headers, _) = deployment.result(&id).await;
-    assert_eq!(headers.get("Inferq-Attempt").unwrap().as_str(), "1");
+    assert_eq!(provenance(&headers).attempt, 1);
 }
 
 #[tokio::test]

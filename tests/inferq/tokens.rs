@@ -9,7 +9,7 @@ use schemas::stream::TOKENS;
 use schemas::subject::JobId;
 use serde_json::json;
 
-use crate::support::{Deployment, TENANT, content, echo_registry, eventually, tenant};
+use crate::support::{Deployment, TENANT, content, echo_registry, eventually, provenance, tenant};
 
 fn registry(step_milliseconds: u64) -> String {
     let registry = echo_registry(step_milliseconds, "in_flight = 4\nack_wait_seconds = 1");
@@ -71,7 +71,7 @@ async fn a_generation_goes_on_where_its_killed_worker_stood() {
     let _second = deployment.worker("echo").await;
     let (headers, result) = deployment.result(&id).await;
     assert_eq!(content(&result), said);
-    assert_eq!(headers.get("Inferq-Attempt").unwrap().as_str(), "2");
+    assert_eq!(provenance(&headers).attempt, 2);
     let after = chunks(&deployment, &id).await;
     assert_eq!(after[..before.len()], before[..], "published chunks have changed");
     assert_eq!(text(&after), said);

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use async_nats::Client;
 use connect::Connection;
-use schemas::header::CacheUse;
+use schemas::provenance::CacheUse;
 use schemas::registry::{self, CacheScope};
 use schemas::stream::CACHE_BUCKET;
 use serde::{Deserialize, Serialize};

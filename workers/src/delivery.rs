@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::answer::{self, Addressee};
 use crate::cancel::Entry;
 use crate::engine::thread::Followed;
-use crate::joblog::{self, JobLog};
+use crate::joblog::{JobLog, Stamp};
 use crate::lift::Hold;
 use crate::outcome::{Acknowledgement, Attempts, Outcome};
 use crate::provenance::Made;
@@ -66,9 +66,7 @@ impl Delivery {
         let received = Received::new(message)?;
         let tokens = received.tokens();
         let job_id = tokens.job_id.to_owned();
-        let stamp =
-            joblog::Stamp { job_id: job_id.clone(), model: station.model.name.clone(), worker: station.name.clone() };
-        let log = JobLog::new(tokens.log_subject(), stamp);
+        let log = JobLog::new(tokens.log_subject());
         let head = (!received.is_lifted()).then_some(received.sequence);
         let hold = station.held.take(received.lane(), tokens.tenant, head);
         let queued = (OffsetDateTime::now_utc() - received.published).try_into().unwrap_or_default();
@@ -153,7 +151,6 @@ impl Delivery {
         let to = Addressee { job_id: &self.job_id, custom_id: &custom_id, attempts: self.attempts() };
         let encoding = self.received.encoding().unwrap_or_default();
         let Some((status, line)) = answer::line(&outcome, to, encoding) else { return outcome };
-        let mut headers = self.result_headers(status);
         let room = self.station.client.max_payload().saturating_sub(HEADER_ROOM);
         let line = Bytes::from(line);
         let (line, kept) = match line.len() <= room {
@@ -163,10 +160,7 @@ impl Delivery {
                 Err(failure) => return retry("body of the result", failure.to_string()),
             },
         };
-        if let Some(name) = &kept {
-            headers.insert(header::BODY, name.as_str());
-        }
-        let stored = self.store(headers, line).await;
+        let stored = self.store(&line, || self.result_headers(status, kept.as_deref())).await;
         if let (Some(name), false) = (&kept, matches!(stored, Ok(Stored::First))) {
             self.station.bodies.drop_kept(name).await;
         }
@@ -190,26 +184,27 @@ impl Delivery {
         Some(Outcome::AlreadyStored { status: status_of(&stored) })
     }
 
-    async fn store(&self, headers: HeaderMap, payload: Bytes) -> Result<Stored, PublishFailure> {
+    async fn store(&self, payload: &Bytes, headers: impl Fn() -> HeaderMap) -> Result<Stored, PublishFailure> {
         let reply = &self.station.reply;
-        match self.received.header(header::REPLY_TO) {
-            None => reply.store(&self.result_subject, headers, payload).await,
-            Some(asked) => {
-                let stored = reply.store(&self.result_subject, headers.clone(), payload.clone()).await?;
-                if stored == Stored::First {
-                    reply.copy_to(asked, headers, payload).await;
-                }
-                Ok(stored)
-            }
+        let stored = reply.store(&self.result_subject, payload, &headers).await?;
+        if stored == Stored::First
+            && let Some(asked) = self.received.header(header::REPLY_TO)
+        {
+            reply.copy_to(asked, headers(), payload.clone()).await;
         }
+        Ok(stored)
     }
 
-    fn result_headers(&self, status: u16) -> HeaderMap {
+    fn result_headers(&self, status: u16, body: Option<&str>) -> HeaderMap {
         let made = self.made.get().copied().unwrap_or_default();
         let made = Made { queue: self.queued, ..made };
-        let mut headers = self.station.provenance.headers(self.attempts().current, made);
+        let mut headers = HeaderMap::new();
+        headers.insert(header::PROVENANCE, self.station.origin.provenance(self.attempts().current, made));
         headers.insert(header::CONTENT_TYPE, self.received.encoding().unwrap_or_default().content_type());
         headers.insert(header::STATUS, status.to_string());
+        if let Some(name) = body {
+            headers.insert(header::BODY, name);
+        }
         headers
     }
 
@@ -222,7 +217,7 @@ impl Delivery {
         headers.insert(header::WORKER, self.station.name.as_str());
         headers.insert(header::DEAD_CLASS, class.as_str());
         headers.insert(header::DEAD_REASON, reason.as_str());
-        let log = self.station.reply.log_of(self.received.tokens(), self.log.records()).await;
+        let log = self.station.reply.log_of(self.received.tokens(), self.log.records(self.stamp())).await;
         headers.insert(header::DEAD_LOG, log);
         match class {
             // The producer is told, in words that may be its own.
@@ -244,7 +239,7 @@ impl Delivery {
         }
         let acknowledgement = outcome.acknowledgement(self.attempts(), fastrand::f64());
         self.log_end(outcome, acknowledgement);
-        self.log.flush(&self.station.client).await;
+        self.flush_log().await;
         // A dead letter keeps its body, so that it can be replayed.
         let is_over = matches!(outcome, Outcome::Completed { .. } | Outcome::AlreadyStored { .. } | Outcome::Cancelled);
         if is_over && self.received.header(header::BODY).is_some() {
@@ -310,7 +305,7 @@ impl Delivery {
     /// Says every third of `ack_wait` that the job is being worked on, and in the log how far it is. Never ends.
     async fn keep_alive(&self) {
         tokio::time::sleep(LOG_DELAY).await;
-        self.log.flush(&self.station.client).await;
+        self.flush_log().await;
         let mut ticks = tokio::time::interval(self.station.model.limits.ack_wait() / 3);
         let mut progress = tokio::time::interval_at(tokio::time::Instant::now() + PROGRESS_EVERY, PROGRESS_EVERY);
         loop {
@@ -324,11 +319,19 @@ impl Delivery {
                     let completion_tokens = Some(self.followed.borrow().total).filter(|total| *total > 0);
                     if completion_tokens.is_some() {
                         self.record(LogEvent::Progress { completion_tokens, audio_seconds: None });
-                        self.log.flush(&self.station.client).await;
+                        self.flush_log().await;
                     }
                 }
             }
         }
+    }
+
+    async fn flush_log(&self) {
+        self.log.flush(&self.station.client, self.stamp()).await;
+    }
+
+    fn stamp(&self) -> Stamp<'_> {
+        Stamp { job_id: &self.job_id, model: &self.station.model.name, worker: &self.station.name }
     }
 
     fn record(&self, event: LogEvent) {

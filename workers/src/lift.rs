@@ -13,12 +13,13 @@ use std::time::Duration;
 
 use async_nats::jetstream::message::{PublishMessage, StreamMessage};
 use async_nats::jetstream::{Context, kv, stream::Stream};
-use async_nats::{Client, HeaderMap, Subscriber};
+use async_nats::{Client, HeaderMap, Message, Subscriber};
 use connect::{PublishFailure, classify_publish};
 use futures::StreamExt;
-use schemas::subject::{LIFTED, Lane, Token, waiting_filter};
+use schemas::subject::{LIFTED, Lane, Token, lane_filter};
 use schemas::{header, stream};
 use serde_json::json;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::asked;
@@ -73,6 +74,12 @@ impl Held {
         let state = self.state.lock().expect("no panic while held");
         let count = |lifted| state.jobs.get(&(lane, tenant.into(), lifted)).copied().unwrap_or(0);
         (count(false), count(true))
+    }
+
+    /// Whether jobs of other tenants are held that came in the order of the lane.
+    fn has_others(&self, lane: Lane, tenant: &str) -> bool {
+        let state = self.state.lock().expect("no panic while held");
+        state.jobs.keys().any(|(held, other, lifted)| *held == lane && !lifted && &**other != tenant)
     }
 
     fn head(&self, lane: Lane) -> u64 {
@@ -131,16 +138,28 @@ impl Tenants {
 /// Looks after one lane until `stop`.
 pub async fn look_after(station: Arc<Station>, lane: Lane, jobs: Stream<()>, stop: CancellationToken) {
     let mut lifter = Lifter { station, lane, jobs, tenants: HashSet::new(), published: None };
+    let mut looks = tokio::time::interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(LOOK) => {}
+            _ = looks.tick() => match lifter.is_long() {
+                true => lifter.look().await,
+                false => lifter.rest(),
+            },
+            // As it comes: bodies of jobs are not to be heaped up.
+            message = next(&mut lifter.published) => match message {
+                Some(message) => lifter.note(&message.subject),
+                None => lifter.rest(),
+            },
         }
-        if lifter.is_long() {
-            lifter.look().await;
-        } else {
-            lifter.rest();
-        }
+    }
+}
+
+async fn next(published: &mut Option<Subscriber>) -> Option<Message> {
+    match published {
+        Some(published) => published.next().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -175,8 +194,8 @@ impl Lifter {
         let enough = limits.batch.max(limits.in_flight / 4);
         for tenant in self.tenants.iter().cloned().collect::<Vec<_>>() {
             let (in_order, lifted) = self.station.held.count(self.lane, &tenant);
-            // Its turn has come by itself.
-            if in_order > 0 {
+            // Its turn has come by itself, or nobody is in its way.
+            if in_order > 0 || !self.station.held.has_others(self.lane, &tenant) {
                 continue;
             }
             for _ in lifted..enough {
@@ -192,21 +211,23 @@ impl Lifter {
         }
     }
 
-    /// Notes who has published.
+    /// Begins to learn who has jobs in the lane.
     async fn learn(&mut self) {
-        let token = self.station.model.token();
-        let Some(published) = &mut self.published else {
-            let filter = waiting_filter(&token, self.lane);
-            // One of the workers is told of each job: together they know all tenants.
-            self.published = self.station.client.queue_subscribe(filter, LIFTED.to_owned()).await.ok();
-            self.tenants = self.station.tenants.of(&token, self.lane).await.into_iter().collect();
+        if self.published.is_some() {
             return;
-        };
-        while let Some(Some(message)) = futures::FutureExt::now_or_never(published.next()) {
-            let tenant = message.subject.split('.').nth(4).unwrap_or_default();
-            if self.tenants.len() < TENANTS_MAX && !self.tenants.contains(tenant) {
-                self.tenants.insert(tenant.to_owned());
-            }
+        }
+        let token = self.station.model.token();
+        // One of the workers is told of each job: together they know all tenants.
+        let filter = lane_filter(&token, self.lane);
+        self.published = self.station.client.queue_subscribe(filter, LIFTED.to_owned()).await.ok();
+        self.tenants = self.station.tenants.of(&token, self.lane).await.into_iter().collect();
+    }
+
+    /// Notes who has published a job.
+    fn note(&mut self, subject: &str) {
+        let tenant = subject.split('.').nth(4).unwrap_or_default();
+        if self.tenants.len() < TENANTS_MAX && !self.tenants.contains(tenant) {
+            self.tenants.insert(tenant.to_owned());
         }
     }
 

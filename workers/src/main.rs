@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use schemas::registry::{Model, Registry};
+use tokio::runtime::Builder;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use workers::admin::{self, Admin, Phase};
@@ -15,7 +16,7 @@ use workers::fetch::{Fetcher, Progress, Request};
 use workers::metrics::{Metrics, Readings};
 use workers::presence;
 use workers::process::{self, Usage};
-use workers::provenance::Provenance;
+use workers::provenance::Origin;
 use workers::station::{Parts, look_up};
 use workers::worker::{Worker, watch_engine};
 
@@ -23,7 +24,8 @@ use workers::worker::{Worker, watch_engine};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    process::run(run)
+    // One thread does for the queue: the engine has threads of its own, and texts are tokenized apart.
+    process::run(Builder::new_current_thread(), run)
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
@@ -63,14 +65,14 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
     let loaded = load(&model, &cli.files).await?;
     let engine = thread::spawn(loaded.engine, model.weights);
     let _ = steps.set(engine.clone());
-    let provenance = Provenance::new(&worker_name, &model, loaded.digest.as_deref());
+    let origin = Origin::new(&worker_name, &model, loaded.digest.as_deref());
     let parts = Parts {
         name: worker_name.clone(),
         model: model.clone(),
         text: loaded.text,
         engine: engine.clone(),
         metrics,
-        provenance,
+        origin,
         reply_prefixes: args.reply_prefix.clone(),
     };
     let (station, consumers) = match look_up(&connection, parts, &stop).await {

@@ -9,7 +9,7 @@ use prometheus::{
     TextEncoder,
 };
 
-use schemas::header::CacheUse;
+use schemas::provenance::CacheUse;
 use schemas::subject::Lane;
 
 use crate::outcome::Outcome;

@@ -33,6 +33,8 @@ struct Measured {
     since: Option<Instant>,
     busy: Duration,
     units: f64,
+    /// Whether a whole span was measured.
+    has_span: bool,
     unit_seconds: Option<f64>,
     job_cost: Option<f64>,
 }
@@ -77,8 +79,18 @@ impl Measured {
         let Some(units) = units else { return };
         self.units += units;
         self.job_cost = Some(mix(self.job_cost, units));
-        if self.units > 0.0 && (self.busy >= SPAN || self.unit_seconds.is_none()) {
-            self.unit_seconds = Some(mix(self.unit_seconds, self.busy.as_secs_f64() / self.units));
+        if self.units <= 0.0 {
+            return;
+        }
+        let measured = self.busy.as_secs_f64() / self.units;
+        // The first jobs are slower than those that follow: until a span is over, all there is is its beginning.
+        if !self.has_span {
+            self.unit_seconds = Some(measured);
+        } else if self.busy >= SPAN {
+            self.unit_seconds = Some(mix(self.unit_seconds, measured));
+        }
+        if self.busy >= SPAN {
+            self.has_span = true;
             (self.busy, self.units) = (Duration::ZERO, 0.0);
         }
     }

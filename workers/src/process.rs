@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use connect::ConnectError;
+use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -19,8 +20,12 @@ const EXIT_USAGE: u8 = 64;
 #[error("{0}")]
 pub struct Usage(pub String);
 
-/// Reads the command line, runs the program to its end and says how that was.
-pub fn run<C: Parser, F: Future<Output = anyhow::Result<()>>>(program: impl FnOnce(C) -> F) -> ExitCode {
+/// Reads the command line, runs the program on a runtime to its end and says how that was.
+pub fn run<C, F>(mut runtime: Builder, program: impl FnOnce(C) -> F) -> ExitCode
+where
+    C: Parser,
+    F: Future<Output = anyhow::Result<()>>,
+{
     let cli = match C::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -31,7 +36,7 @@ pub fn run<C: Parser, F: Future<Output = anyhow::Result<()>>>(program: impl FnOn
         }
     };
     let name = C::command().get_name().to_owned();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match runtime.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("{name}: cannot start: {error}");

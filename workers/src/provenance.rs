@@ -1,16 +1,18 @@
-//! Provenance: what a result says of how it was made, in headers.
+//! What a worker's results say of how they were made.
 
 use std::time::Duration;
 
-use async_nats::HeaderMap;
-use schemas::header::{self, CacheUse};
+use schemas::provenance::{CacheUse, Provenance};
 use schemas::registry::{Dtype, Model};
 
 /// What all results of a worker say.
 #[derive(Clone, Debug)]
-pub struct Provenance {
-    fixed: Vec<(&'static str, String)>,
-    headers: HeaderMap,
+pub struct Origin {
+    worker: String,
+    engine: &'static str,
+    quantization: &'static str,
+    revision: Option<String>,
+    weights: Option<String>,
 }
 
 /// What one result says beside it.
@@ -23,54 +25,49 @@ pub struct Made {
     pub run: Option<(Duration, Duration)>,
 }
 
-impl Provenance {
+impl Origin {
     /// `weights` is the SHA-256 of the model's files.
     pub fn new(worker: &str, model: &Model, weights: Option<&str>) -> Self {
         let quantization = match model.dtype {
             Dtype::F32 => "f32",
         };
-        let mut fixed = vec![
-            (header::WORKER, worker.to_owned()),
-            (header::ENGINE, concat!("inferq/", env!("CARGO_PKG_VERSION")).to_owned()),
-            (header::QUANTIZATION, quantization.to_owned()),
-        ];
         let revision = [model.source.as_deref(), model.path.as_deref()].into_iter().flatten().collect::<Vec<_>>();
-        if !revision.is_empty() {
-            fixed.push((header::REVISION, revision.join("#")));
+        Self {
+            worker: worker.to_owned(),
+            engine: concat!("inferq/", env!("CARGO_PKG_VERSION")),
+            quantization,
+            revision: (!revision.is_empty()).then(|| revision.join("#")),
+            weights: weights.map(str::to_owned),
         }
-        if let Some(digest) = weights {
-            fixed.push((header::WEIGHTS, digest.to_owned()));
-        }
-        let mut headers = HeaderMap::new();
-        fixed.iter().for_each(|(name, value)| headers.insert(*name, value.as_str()));
-        Self { fixed, headers }
     }
 
-    pub fn headers(&self, attempt: u32, made: Made) -> HeaderMap {
-        let mut headers = self.headers.clone();
-        headers.insert(header::ATTEMPT, attempt.to_string());
-        headers.insert(header::QUEUE_SECONDS, seconds(made.queue));
-        if let Some((prefill, decode)) = made.run {
-            headers.insert(header::PREFILL_SECONDS, seconds(prefill));
-            headers.insert(header::DECODE_SECONDS, seconds(decode));
-        }
-        if let Some(seed) = made.seed {
-            headers.insert(header::SEED, seed.to_string());
-        }
-        if let Some(cache) = made.cache {
-            headers.insert(header::CACHE, cache.as_str());
-        }
-        headers
+    /// The value of the header.
+    pub fn provenance(&self, attempt: u32, made: Made) -> String {
+        let provenance = Provenance {
+            attempt,
+            worker: self.worker.as_str(),
+            engine: self.engine,
+            quantization: self.quantization,
+            revision: self.revision.as_deref(),
+            weights: self.weights.as_deref(),
+            seed: made.seed,
+            cache: made.cache,
+            queue_seconds: seconds(made.queue),
+            prefill_seconds: made.run.map(|(prefill, _)| seconds(prefill)),
+            decode_seconds: made.run.map(|(_, decode)| seconds(decode)),
+        };
+        serde_json::to_string(&provenance).expect("text and finite numbers are JSON")
     }
 
     /// The model and its weights, as part of what an answer depends on.
     pub fn identity(&self) -> String {
-        let of_model = |name: &&'static str| *name != header::WORKER;
-        let parts = self.fixed.iter().filter(|(name, _)| of_model(name));
-        parts.map(|(name, value)| format!("{name}={value}\n")).collect()
+        let Self { engine, quantization, revision, weights, .. } = self;
+        let (revision, weights) = (revision.as_deref().unwrap_or_default(), weights.as_deref().unwrap_or_default());
+        format!("engine={engine}\nquantization={quantization}\nrevision={revision}\nweights={weights}\n")
     }
 }
 
-fn seconds(duration: Duration) -> String {
-    format!("{:.6}", duration.as_secs_f64())
+/// To the microsecond: more digits say nothing.
+fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e6
 }

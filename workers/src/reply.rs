@@ -62,8 +62,16 @@ impl Reply {
     }
 
     /// Stores a result unless there is one, waiting while the server is away or the stream is full.
-    pub async fn store(&self, subject: &str, headers: HeaderMap, payload: Bytes) -> Result<Stored, PublishFailure> {
-        let message = PublishMessage::build().payload(payload).headers(headers).expected_last_subject_sequence(0);
+    pub async fn store(
+        &self,
+        subject: &str,
+        payload: &Bytes,
+        headers: impl Fn() -> HeaderMap,
+    ) -> Result<Stored, PublishFailure> {
+        let message = || {
+            let message = PublishMessage::build().payload(payload.clone()).headers(headers());
+            message.expected_last_subject_sequence(0)
+        };
         match self.publish(subject, message).await {
             Ok(()) => Ok(Stored::First),
             Err(PublishFailure::AlreadyStored) => Ok(Stored::Already),
@@ -73,7 +81,7 @@ impl Reply {
 
     /// Keeps a job that was given up, as it came. One of an earlier life under the same id gives way to it.
     pub async fn bury(&self, job_subject: &str, headers: HeaderMap, payload: Bytes) -> Result<(), PublishFailure> {
-        let message = PublishMessage::build().payload(payload).headers(headers);
+        let message = || PublishMessage::build().payload(payload.clone()).headers(headers.clone());
         match self.publish(&subject::dead_subject(job_subject), message).await {
             Ok(()) | Err(PublishFailure::AlreadyStored) => Ok(()),
             Err(failure) => Err(failure),
@@ -115,30 +123,44 @@ impl Reply {
         plain && self.prefixes.iter().any(|prefix| subject.starts_with(prefix.as_str()))
     }
 
-    async fn publish(&self, subject: &str, message: PublishMessage) -> Result<(), PublishFailure> {
-        let attempt = || async {
-            let sent = self.jetstream.send_publish(subject.to_owned(), message.clone()).await;
-            let confirmed = match sent {
-                Ok(ack) => ack.await,
-                Err(error) => Err(error),
-            };
-            confirmed.map(drop).map_err(|error| {
-                // A publish into a lost connection is tried again at once when the connection is back.
-                debug_assert!(error.kind() != PublishErrorKind::MaxAckPending, "publishes wait for a slot");
-                classify_publish(&error)
-            })
-        };
+    /// The message is made anew for each try: nearly always there is one.
+    async fn publish(&self, subject: &str, message: impl Fn() -> PublishMessage) -> Result<(), PublishFailure> {
+        match self.publish_once(subject, message()).await {
+            // Boxed, as all that is seldom needed.
+            Err(failure) if failure.is_transient() => {
+                report(&failure, Duration::ZERO);
+                Box::pin(self.persist(subject, message)).await
+            }
+            done => done,
+        }
+    }
+
+    async fn persist(&self, subject: &str, message: impl Fn() -> PublishMessage) -> Result<(), PublishFailure> {
         let backoff = ExponentialBuilder::default()
             .with_min_delay(RETRY_FIRST)
             .with_max_delay(RETRY_MAX)
             .with_max_times(RETRIES_MAX)
             .with_jitter();
-        attempt
-            .retry(backoff)
-            .when(PublishFailure::is_transient)
-            .notify(|failure, delay| tracing::warn!(%failure, ?delay, "result not stored yet"))
-            .await
+        let attempt = || self.publish_once(subject, message());
+        attempt.retry(backoff).when(PublishFailure::is_transient).notify(report).await
     }
+
+    async fn publish_once(&self, subject: &str, message: PublishMessage) -> Result<(), PublishFailure> {
+        let sent = self.jetstream.send_publish(subject.to_owned(), message).await;
+        let confirmed = match sent {
+            Ok(ack) => ack.await,
+            Err(error) => Err(error),
+        };
+        confirmed.map(drop).map_err(|error| {
+            // A publish into a lost connection is tried again at once when the connection is back.
+            debug_assert!(error.kind() != PublishErrorKind::MaxAckPending, "publishes wait for a slot");
+            classify_publish(&error)
+        })
+    }
+}
+
+fn report(failure: &PublishFailure, delay: Duration) {
+    tracing::warn!(%failure, ?delay, "result not stored yet");
 }
 
 /// The HTTP status of a stored result.

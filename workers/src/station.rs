@@ -21,7 +21,7 @@ use crate::engine::thread::EngineHandle;
 use crate::lift::{Held, Tenants};
 use crate::metrics::Metrics;
 use crate::pace::Pace;
-use crate::provenance::Provenance;
+use crate::provenance::Origin;
 use crate::reply::Reply;
 
 /// How long to wait before streams and consumers that are missing are looked up again.
@@ -34,7 +34,7 @@ pub struct Station {
     pub engine: EngineHandle,
     pub client: Client,
     pub metrics: Arc<Metrics>,
-    pub provenance: Provenance,
+    pub origin: Origin,
     pub(crate) running: Running,
     pub(crate) reply: Reply,
     pub(crate) ledger: Ledger,
@@ -54,7 +54,7 @@ pub struct Parts {
     pub text: Arc<Text>,
     pub engine: EngineHandle,
     pub metrics: Arc<Metrics>,
-    pub provenance: Provenance,
+    pub origin: Origin,
     /// Subjects outside input may name as `Inferq-Reply-To`.
     pub reply_prefixes: Vec<String>,
 }
@@ -70,12 +70,12 @@ pub async fn look_up(
     loop {
         match try_look_up(connection, &parts).await {
             Ok((found, consumers)) => {
-                let Parts { name, model, text, engine, metrics, provenance, .. } = parts;
+                let Parts { name, model, text, engine, metrics, origin, .. } = parts;
                 let (reply, ledger, bodies, chunks, tenants) = found;
                 let jetstream = connection.jetstream.clone();
                 let client = connection.client.clone();
                 let running = Running::default();
-                let cache = Cache::new(model.cache, connection, &provenance.identity());
+                let cache = Cache::new(model.cache, connection, &origin.identity());
                 let pace = Arc::new(Pace::new(&name, &model.name));
                 let station = Station {
                     name,
@@ -84,7 +84,7 @@ pub async fn look_up(
                     engine,
                     client,
                     metrics,
-                    provenance,
+                    origin,
                     running,
                     reply,
                     ledger,

@@ -41,20 +41,7 @@ const MESSAGES: [Message; 5] = [
         summary: "A line of an OpenAI batch output or error file.",
         payload: "result.json",
         always: &[header::CONTENT_TYPE, header::STATUS],
-        sometimes: &[
-            header::ATTEMPT,
-            header::WORKER,
-            header::BODY,
-            header::CACHE,
-            header::REVISION,
-            header::WEIGHTS,
-            header::ENGINE,
-            header::QUANTIZATION,
-            header::SEED,
-            header::QUEUE_SECONDS,
-            header::PREFILL_SECONDS,
-            header::DECODE_SECONDS,
-        ],
+        sometimes: &[header::PROVENANCE, header::BODY],
     },
     Message {
         key: "chunk",
@@ -194,6 +181,10 @@ fn header_schema(name: &str) -> (String, Value) {
         header::CONTENT_TYPE => schema["enum"] = json!(["application/json", "application/msgpack"]),
         header::DEADLINE => schema["format"] = json!("date-time"),
         header::STATUS => schema["pattern"] = json!("^[1-5][0-9]{2}$"),
+        header::PROVENANCE => {
+            schema["contentMediaType"] = json!("application/json");
+            schema["contentSchema"] = json!({"$ref": "provenance.json"});
+        }
         header::ATTEMPT => schema["pattern"] = json!("^[1-9][0-9]*$"),
         _ => {}
     }

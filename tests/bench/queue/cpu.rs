@@ -30,11 +30,7 @@ impl Used {
     /// Microseconds for each of so many jobs, since `before`: of the server, the worker and the producer.
     pub fn microseconds_since(self, before: Self, jobs: usize) -> [f64; 3] {
         let each = |now: Duration, before: Duration| (now - before).as_secs_f64() * 1e6 / jobs as f64;
-        [
-            each(self.server, before.server),
-            each(self.worker, before.worker),
-            each(self.producer, before.producer),
-        ]
+        [each(self.server, before.server), each(self.worker, before.worker), each(self.producer, before.producer)]
     }
 }
 

@@ -65,6 +65,13 @@ pub fn chat(content: &str) -> Value {
     json!({ "url": "/v1/chat/completions", "body": body })
 }
 
+/// How a result was made.
+#[allow(dead_code, reason = "the tests use it")]
+pub fn provenance(headers: &async_nats::HeaderMap) -> schemas::provenance::Provenance {
+    let value = headers.get(schemas::header::PROVENANCE).expect("a worker stored the result");
+    serde_json::from_str(value.as_str()).unwrap()
+}
+
 /// The text of a chat result's only choice.
 pub fn content(result: &Value) -> &str {
     result["response"]["body"]["choices"][0]["message"]["content"]

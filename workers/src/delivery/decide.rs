@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use schemas::codec::Encoding;
-use schemas::header::{self, CacheUse};
+use schemas::header;
 use schemas::job::Job;
 use schemas::log::{LogEvent, Usage};
+use schemas::provenance::CacheUse;
 use schemas::result::ErrorObject;
 use time::OffsetDateTime;
 
@@ -21,7 +22,7 @@ use crate::engine::{Goal, Output, Sequence};
 use crate::outcome::Outcome;
 use crate::provenance::Made;
 
-/// Bodies above this are prepared apart from the runtime: tokenizing them takes milliseconds.
+/// Bodies above this are prepared apart from the runtime, as are all that are to be tokenized: that can take milliseconds.
 const INLINE_BYTES_MAX: usize = 8 << 10;
 
 /// Why there is nothing to run.
@@ -98,13 +99,13 @@ impl Delivery {
         let payload = self.payload.get_or_init(|| payload).clone();
         let station = Arc::clone(&self.station);
         let job_id = self.job_id.clone();
-        let is_short = payload.len() <= INLINE_BYTES_MAX;
+        let is_quick = payload.len() <= INLINE_BYTES_MAX && station.text.is_tokens();
         let prepare = move || {
             let mut job = read(&payload, encoding)?;
             let plan = endpoint::prepare(&job, &job_id, &station.model, &station.text);
             Ok((job.custom_id.take(), plan))
         };
-        let prepared = match is_short {
+        let prepared = match is_quick {
             true => prepare(),
             false => match tokio::task::spawn_blocking(prepare).await {
                 Ok(prepared) => prepared,

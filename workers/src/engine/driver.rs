@@ -12,10 +12,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use schemas::registry::Weights;
-use tokio::sync::mpsc::{self, error::TryRecvError};
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio_util::sync::DropGuard;
 
 use super::queue::Queue;
+use super::relay::{Answered, Ends};
 use super::thread::{Clock, Done, EngineError, Request};
 use super::{Engine, Output, SequenceId};
 
@@ -43,6 +44,8 @@ pub(super) struct Driver {
     jobs: BTreeMap<u64, Job>,
     queue: Queue,
     trials: VecDeque<Trial>,
+    /// Jobs that are done, handed out together after the step.
+    answered: Vec<Answered>,
     next: u64,
     steps: Arc<AtomicU64>,
     clock: Arc<Clock>,
@@ -56,21 +59,22 @@ impl Driver {
         clock: Arc<Clock>,
     ) -> Self {
         let queue = Queue::new(weights);
-        Self { engine, jobs: BTreeMap::new(), queue, trials: VecDeque::new(), next: 0, steps, clock }
+        let (jobs, trials, answered) = (BTreeMap::new(), VecDeque::new(), Vec::new());
+        Self { engine, jobs, queue, trials, answered, next: 0, steps, clock }
     }
 
     /// Runs until nobody can hand over jobs any more.
-    pub(super) fn run(mut self, mut receiver: mpsc::Receiver<Request>, _stopped: DropGuard) {
+    pub(super) fn run(mut self, mut ends: Ends, _stopped: DropGuard) {
         loop {
             if self.jobs.is_empty() {
-                match receiver.blocking_recv() {
-                    Some(request) => self.take_in(request),
+                match ends.requests.blocking_recv() {
+                    Some(group) => group.into_iter().for_each(|request| self.take_in(request)),
                     None => return,
                 }
             }
             loop {
-                match receiver.try_recv() {
-                    Ok(request) => self.take_in(request),
+                match ends.requests.try_recv() {
+                    Ok(group) => group.into_iter().for_each(|request| self.take_in(request)),
                     Err(TryRecvError::Empty) => break,
                     // Nobody waits for an answer when all handles are gone.
                     Err(TryRecvError::Disconnected) => return,
@@ -78,9 +82,15 @@ impl Driver {
             }
             self.drop_cancelled();
             self.admit();
-            if let Err(reason) = self.step()
-                && !self.divide(&reason)
-            {
+            let goes_on = match self.step() {
+                Ok(()) => true,
+                Err(reason) => self.divide(&reason),
+            };
+            if !self.answered.is_empty() {
+                // Where the runtime has ended, nobody waits for answers.
+                let _ = ends.answers.blocking_send(std::mem::take(&mut self.answered));
+            }
+            if !goes_on {
                 return;
             }
         }
@@ -216,8 +226,7 @@ impl Driver {
                 prefill: first_token - started,
                 decode: ended - first_token,
             };
-            // The receiver may be gone: the job was abandoned at the last moment.
-            let _ = job.request.answer.send(Ok(done));
+            self.answered.push(Answered { to: job.request.answer, result: Ok(done) });
         }
     }
 
@@ -243,7 +252,8 @@ impl Driver {
         if emptied.is_err() || inside.len() == 1 {
             let is_alone = inside.len() == 1;
             for job in inside.iter().filter_map(|first| self.jobs.remove(first)) {
-                let _ = job.request.answer.send(Err(EngineError::Failed { reason: reason.to_owned(), is_alone }));
+                let failure = EngineError::Failed { reason: reason.to_owned(), is_alone };
+                self.answered.push(Answered { to: job.request.answer, result: Err(failure) });
             }
             return emptied.is_ok();
         }

@@ -12,6 +12,7 @@ mod fault;
 mod gguf;
 pub mod load;
 pub mod queue;
+mod relay;
 mod sampling;
 pub mod template;
 pub mod text;

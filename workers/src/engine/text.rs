@@ -63,6 +63,11 @@ impl Text {
         Self { vocabulary, template, begin, prompt_tokens_max: context, dimensions: None }
     }
 
+    /// Whether a text is its tokens already.
+    pub fn is_tokens(&self) -> bool {
+        matches!(self.vocabulary, Vocabulary::Bytes)
+    }
+
     /// The tokens of a text with the special tokens the model puts around it. Never truncates.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
         self.tokens(text, true)

@@ -12,10 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::driver::Driver;
 use super::queue::Place;
+use super::relay;
 use super::{Engine, Output, Sequence};
-
-/// Jobs handed over and not yet taken in; more wait at the sender.
-const HANDED_OVER_MAX: usize = 256;
 
 /// Hands jobs to the engine's thread. The thread ends when the last handle is dropped.
 #[derive(Clone, Debug)]
@@ -123,14 +121,14 @@ impl Clock {
     }
 }
 
-/// Starts the thread.
+/// Starts the thread, and its relay on the runtime that this is called in.
 pub fn spawn(engine: Box<dyn Engine + Send>, weights: Weights) -> EngineHandle {
-    let (requests, receiver) = mpsc::channel(HANDED_OVER_MAX);
+    let (requests, ends) = relay::start();
     let (steps, clock) = (Arc::<AtomicU64>::default(), Arc::new(Clock::new()));
     let stopped = CancellationToken::new();
     let handle = EngineHandle { requests, steps: Arc::clone(&steps), clock: Arc::clone(&clock), stopped };
     let guard = handle.stopped.clone().drop_guard();
-    let drive = move || Driver::new(engine, weights, steps, clock).run(receiver, guard);
+    let drive = move || Driver::new(engine, weights, steps, clock).run(ends, guard);
     // Named for debuggers and `top -H`.
     let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(drive);
     thread.expect("the process may start one more thread");

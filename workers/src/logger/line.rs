@@ -58,20 +58,8 @@ enum Form {
     Number,
 }
 
-const RESULT_FIELDS: [(&str, &str, Form); 12] = [
-    (header::STATUS, "status_code", Form::Number),
-    (header::ATTEMPT, "attempt", Form::Number),
-    (header::WORKER, "worker", Form::Text),
-    (header::CACHE, "cache", Form::Text),
-    (header::REVISION, "revision", Form::Text),
-    (header::ENGINE, "engine", Form::Text),
-    (header::QUANTIZATION, "quantization", Form::Text),
-    (header::SEED, "seed", Form::Number),
-    (header::QUEUE_SECONDS, "queue_seconds", Form::Number),
-    (header::PREFILL_SECONDS, "prefill_seconds", Form::Number),
-    (header::DECODE_SECONDS, "decode_seconds", Form::Number),
-    (PAYLOAD_SIZE, "bytes", Form::Number),
-];
+const RESULT_FIELDS: [(&str, &str, Form); 2] =
+    [(header::STATUS, "status_code", Form::Number), (PAYLOAD_SIZE, "bytes", Form::Number)];
 
 const DEAD_FIELDS: [(&str, &str, Form); 5] = [
     (header::DEAD_CLASS, "class", Form::Text),
@@ -97,7 +85,7 @@ pub fn append(kind: Kind, message: &Message, stored: OffsetDateTime, text: &mut 
     };
     let records = match kind {
         Kind::Log => records(&message.payload),
-        Kind::Result => vec![from_headers(&RESULT_FIELDS, message.headers.as_ref(), place)],
+        Kind::Result => vec![from_headers(&RESULT_FIELDS, message.headers.as_ref(), provenance(message))],
         Kind::Dead => vec![from_headers(&DEAD_FIELDS, message.headers.as_ref(), place)],
         Kind::Advisory => vec![advisory(&message.payload)],
     };
@@ -122,6 +110,12 @@ fn records(payload: &[u8]) -> Vec<Map<String, Value>> {
         Ok(records) if !records.is_empty() => records,
         _ => vec![unreadable("the payload is not an array of records", payload)],
     }
+}
+
+/// How a result was made, as its worker says it.
+fn provenance(message: &Message) -> Map<String, Value> {
+    let provenance = message.headers.as_ref().and_then(|headers| headers.get(header::PROVENANCE));
+    provenance.and_then(|provenance| serde_json::from_str(provenance.as_str()).ok()).unwrap_or_default()
 }
 
 fn advisory(payload: &[u8]) -> Map<String, Value> {
@@ -205,12 +199,13 @@ mod tests {
 
     #[test]
     fn a_result_is_told_by_its_headers() {
-        let headers = [(header::STATUS, "200"), (header::WORKER, "7"), (header::QUEUE_SECONDS, "0.25")];
+        let provenance = r#"{"worker":"7","queue_seconds":0.25,"new":[1],"kind":"mine"}"#;
+        let headers = [(header::STATUS, "200"), (header::PROVENANCE, provenance)];
         let line: Value =
             serde_json::from_str(&lines(Kind::Result, "inferq.results.t.j", &headers, "secret")[0]).unwrap();
         let expected = json!({
             "time": "1970-01-01T00:00:00Z", "kind": "result", "tenant": "t", "job_id": "j",
-            "status_code": 200, "worker": "7", "queue_seconds": 0.25,
+            "status_code": 200, "worker": "7", "queue_seconds": 0.25, "new": [1],
         });
         assert_eq!(line, expected);
     }

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use tokio::runtime::Builder;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use workers::admin::{self, Admin, Phase};
@@ -16,7 +17,7 @@ use workers::process;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    process::run(run)
+    process::run(Builder::new_multi_thread(), run)
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
