@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use async_nats::HeaderMap;
 use async_nats::jetstream::message::{PublishMessage, StreamMessage};
 use backon::{ExponentialBuilder, Retryable};
+use bytes::Bytes;
 use connect::bucket::BODY_BYTES_MAX;
 use connect::{PublishFailure, classify_publish};
 use schemas::codec::Encoding;
@@ -63,10 +64,10 @@ impl Client {
         };
         let custom_id = custom_id.unwrap_or_else(|| job_id.to_string());
         let encoding = job.as_ref().map_or(Encoding::Json, |job| encoding(&job.headers));
-        if !self.store_cancelled(tokens, encoding, custom_id).await?
-            && !self.is_stored_cancelled(tenant, job_id).await?
-        {
-            return Ok(Cancellation::Answered);
+        match self.store_cancelled(tokens, encoding, custom_id).await? {
+            Some(result) => self.copy(job.as_ref(), result).await?,
+            None if self.is_stored_cancelled(tenant, job_id).await? => {}
+            None => return Ok(Cancellation::Answered),
         }
         let jobs = stream_handle(&self.connection.jetstream, stream::JOBS).await?;
         jobs.purge()
@@ -105,13 +106,20 @@ impl Client {
         decode::<Named>(Some(&job.headers), &payload).ok()?.custom_id
     }
 
-    /// Stores the result that says so; false if there is a result already.
+    /// Sends the result to the subject that the job asks for, as a worker does: an inbox, and no other.
+    async fn copy(&self, job: Option<&StreamMessage>, (headers, payload): (HeaderMap, Bytes)) -> anyhow::Result<()> {
+        let asked = job.and_then(|job| job.headers.get(header::REPLY_TO)).map(|asked| asked.as_str());
+        let Some(asked) = asked.filter(|asked| is_inbox(asked)) else { return Ok(()) };
+        Ok(self.connection.client.publish_with_headers(asked.to_owned(), headers, payload).await?)
+    }
+
+    /// Stores the result that says so and gives it; none if there is a result already.
     async fn store_cancelled(
         &self,
         tokens: ReplyTokens<'_>,
         encoding: Encoding,
         custom_id: String,
-    ) -> anyhow::Result<bool> {
+    ) -> anyhow::Result<Option<(HeaderMap, Bytes)>> {
         let message = "the job was cancelled before it was answered".to_owned();
         let error = NoResponse { code: NoResponseCode::BatchCancelled, message };
         let id = tokens.job_id.to_owned();
@@ -119,11 +127,11 @@ impl Client {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, encoding.content_type());
         headers.insert(header::STATUS, CANCELLED.to_string());
-        let payload = encoding.encode(&result);
-        let message =
-            PublishMessage::build().payload(payload.into()).headers(headers).expected_last_subject_sequence(0);
+        let payload = Bytes::from(encoding.encode(&result));
         let store = || async {
-            let sent = self.connection.jetstream.send_publish(tokens.result_subject(), message.clone()).await;
+            let message = PublishMessage::build().payload(payload.clone()).headers(headers.clone());
+            let message = message.expected_last_subject_sequence(0);
+            let sent = self.connection.jetstream.send_publish(tokens.result_subject(), message).await;
             match sent {
                 Ok(ack) => ack.await,
                 Err(error) => Err(error),
@@ -133,8 +141,8 @@ impl Client {
         let backoff =
             ExponentialBuilder::default().with_jitter().without_max_times().with_total_delay(Some(STORE_RETRY));
         match store.retry(backoff).when(PublishFailure::is_transient).await {
-            Ok(_) => Ok(true),
-            Err(PublishFailure::AlreadyStored) => Ok(false),
+            Ok(_) => Ok(Some((headers, payload))),
+            Err(PublishFailure::AlreadyStored) => Ok(None),
             Err(failure) => Err(failure).context("the result that says `cancelled` could not be stored"),
         }
     }
@@ -171,6 +179,10 @@ impl Client {
         let purged = stream.purge().filter(subject).await;
         purged.with_context(|| format!("bucket {bucket}: the attempts of the job could not be forgotten")).map(drop)
     }
+}
+
+fn is_inbox(subject: &str) -> bool {
+    subject.starts_with("_INBOX.") && !subject.contains(['*', '>']) && !subject.chars().any(char::is_whitespace)
 }
 
 fn is_cancelled(result: &StreamMessage) -> bool {

@@ -110,7 +110,7 @@ impl Client {
         submitted
     }
 
-    async fn put_input(&self, name: &str, payload: &Bytes, when_full: WhenFull) -> Result<(), SubmitError> {
+    pub(crate) async fn put_input(&self, name: &str, payload: &Bytes, when_full: WhenFull) -> Result<(), SubmitError> {
         let put = || async {
             // What an earlier submission of this id has left over.
             self.inputs.remove(name).await.map_err(ReadError::from)?;

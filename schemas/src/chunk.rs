@@ -68,6 +68,16 @@ pub struct CompletionChunkChoice {
     pub finish_reason: Option<String>,
 }
 
+/// The value of the header `Inferq-Token-Ids`.
+pub fn write_token_ids(ids: &[u32]) -> String {
+    ids.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// The ids in such a value. What is none is left out.
+pub fn read_token_ids(value: &str) -> Vec<u32> {
+    value.split(',').filter_map(|id| id.parse().ok()).collect()
+}
+
 impl Chunk {
     /// The text it adds.
     pub fn text(&self) -> &str {

@@ -4,6 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::subject::Lane;
+
 /// One job.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
 pub struct Job {
@@ -30,6 +32,16 @@ impl Job {
     pub fn model(&self) -> Option<&str> {
         self.body.get("model").and_then(Value::as_str)
     }
+
+    /// The lane its body asks for by OpenAI's `service_tier`. `auto` leaves the choice to whoever publishes the job.
+    pub fn lane(&self) -> Result<Option<Lane>, String> {
+        let Some(tier) = self.body.get("service_tier").filter(|tier| !tier.is_null()) else { return Ok(None) };
+        match tier.as_str() {
+            Some("auto") => Ok(None),
+            Some(lane) if lane.parse::<Lane>().is_ok() => Ok(lane.parse().ok()),
+            _ => Err(format!("body.service_tier: {tier} is no tier; it is one of auto, priority, default, flex")),
+        }
+    }
 }
 
 /// What a job may ask for.
@@ -53,5 +65,23 @@ impl Endpoint {
 
     pub fn from_url(url: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|endpoint| endpoint.url() == url)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_service_tier_is_a_lane_and_an_unknown_one_is_an_error() {
+        let lane = |body| Job { custom_id: None, method: Method::Post, url: String::new(), body }.lane();
+        assert_eq!(lane(json!({})), Ok(None));
+        assert_eq!(lane(json!({ "service_tier": null })), Ok(None));
+        assert_eq!(lane(json!({ "service_tier": "auto" })), Ok(None));
+        assert_eq!(lane(json!({ "service_tier": "flex" })), Ok(Some(Lane::Flex)));
+        assert!(lane(json!({ "service_tier": "fast" })).unwrap_err().starts_with("body.service_tier: \"fast\" is no"));
+        assert!(lane(json!({ "service_tier": 1 })).is_err());
     }
 }

@@ -88,7 +88,7 @@ pub async fn draw_up(stage: &Stage, ledger: &Ledger) -> Account {
         ..Account::default()
     };
     account.check_results_are_first(stage).await;
-    let (mut told, mut oracle) = (account.tell(read(stage, stream::LOGS).await), Oracle::new());
+    let (mut told, mut oracle) = (account.tell(read(stage, stream::LOGS).await), Oracle::new(&stage.registry()));
     account.check_dead(&entries, read(stage, stream::DEAD).await);
     let results = read(stage, stream::RESULTS).await;
     account.check_queue(stage, &results.iter().map(|stored| stored.job_id.clone()).collect()).await;

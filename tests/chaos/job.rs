@@ -1,24 +1,31 @@
 //! The jobs that are sent, and what their right answers are.
 
+use std::path::{Path, PathBuf};
+
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use schemas::codec::Encoding;
 use schemas::header;
-use schemas::registry::{Model, Registry};
+use schemas::registry::{EchoCost, Model, Registry};
 use schemas::subject::{Address, JobId, Lane};
 use serde_json::{Value, json};
 use workers::engine::{Goal, Output, SamplingParams, Sequence, SequenceId};
 
-pub const MODEL: &str = "echo";
+use crate::support::{program, run};
+
+/// Whatever its engine is.
+pub const MODEL: &str = "chaos";
 pub const TENANT: &str = "chaos";
 /// Random letters after a job's id, at most.
 const LETTERS_MAX: usize = 300;
+/// Where a real model has to embed them.
+const EMBEDDED_LETTERS_MAX: usize = 40;
 /// One in so many jobs asks for an embedding.
 const EMBEDDINGS: u64 = 3;
 /// A priority for one in so many, and as many in `flex`.
 const OTHER_LANES: u64 = 8;
-/// The embeddings of two programs of the same code are the same but for how they are printed.
-const TOLERANCE: f64 = 1e-6;
+/// Texts that are embedded together are added up in another order than alone.
+const COSINE_MIN: f64 = 0.999_99;
 
 /// One job, with all that is needed to send it again.
 #[derive(Clone, Debug)]
@@ -41,10 +48,12 @@ pub enum Asks {
 
 impl Job {
     /// The job of that id, drawn with these dice. Its text begins with the id, so that no two have the same answer.
-    pub fn draw(id: String, dice: &mut fastrand::Rng) -> Self {
-        let letters: String = (0..dice.usize(..LETTERS_MAX)).map(|_| dice.alphanumeric()).collect();
+    pub fn draw(id: String, are_embedded: bool, dice: &mut fastrand::Rng) -> Self {
+        let letters_max = if are_embedded { EMBEDDED_LETTERS_MAX } else { LETTERS_MAX };
+        let letters: String = (0..dice.usize(..letters_max)).map(|_| dice.alphanumeric()).collect();
         let text = format!("{id} {letters}");
         let asks = match dice.u64(..EMBEDDINGS) {
+            _ if are_embedded => Asks::Embedding(text.clone()),
             0 => Asks::Embedding(text.clone()),
             _ => Asks::Chat(text.clone()),
         };
@@ -109,9 +118,20 @@ impl Asks {
 pub struct Oracle(workers::engine::Loaded);
 
 impl Oracle {
-    pub fn new() -> Self {
-        let text = format!("[[models]]\nname = {MODEL:?}\ntask = \"echo\"");
-        Self(workers::engine::load(&model(&text).unwrap(), None).unwrap())
+    /// Of the only model of a registry. It takes no time for what costs none.
+    pub fn new(registry: &Path) -> Self {
+        let model = model(&std::fs::read_to_string(registry).unwrap()).unwrap();
+        let model = Model { echo: EchoCost::default(), ..model };
+        let path = model.source.is_some().then(|| {
+            let fetched = run(
+                &program("inferq-worker"),
+                &["fetch", "--model", MODEL, "--registry", registry.to_str().unwrap()],
+                &[],
+            );
+            assert!(fetched.status.success(), "{}", String::from_utf8_lossy(&fetched.stderr));
+            PathBuf::from(String::from_utf8(fetched.stdout).unwrap().trim())
+        });
+        Self(workers::engine::load(&model, path.as_deref()).unwrap())
     }
 
     /// Whether the engine has faults that prompts may ask for.
@@ -132,8 +152,10 @@ impl Oracle {
         let outputs = self.0.engine.finished();
         let [(_, Output::Embedding(wanted))] = &outputs[..] else { panic!("no embedding of {text:?}: {outputs:?}") };
         let given: Vec<f64> = given.as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
-        given.len() == wanted.len()
-            && given.iter().zip(wanted).all(|(given, wanted)| (given - f64::from(*wanted)).abs() < TOLERANCE)
+        let wanted: Vec<f64> = wanted.iter().copied().map(f64::from).collect();
+        let product = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let cosine = product(&given, &wanted) / (product(&given, &given) * product(&wanted, &wanted)).sqrt();
+        given.len() == wanted.len() && cosine > COSINE_MIN
     }
 }
 

@@ -35,11 +35,20 @@ pub struct Load {
     pub poison: Option<(&'static str, usize)>,
     /// Whether jobs ask for a copy of their result on a subject where nobody listens.
     pub asks_nobody: bool,
+    /// Whether all jobs ask for an embedding of a short text.
+    pub are_embedded: bool,
 }
 
 impl Default for Load {
     fn default() -> Self {
-        Self { jobs_per_second: 800, jobs_min: 1500, repeated: 0.02, poison: None, asks_nobody: false }
+        Self {
+            jobs_per_second: 800,
+            jobs_min: 1500,
+            repeated: 0.02,
+            poison: None,
+            asks_nobody: false,
+            are_embedded: false,
+        }
     }
 }
 
@@ -81,7 +90,7 @@ impl Producer {
                     poisoned += 1;
                     Job::poison(id, prompt)
                 }
-                _ => Job::draw(id, &mut dice),
+                _ => Job::draw(id, self.load.are_embedded, &mut dice),
             };
             let (is_repeated, knows_id) = (dice.f64() < self.load.repeated, dice.bool());
             sending.spawn(Arc::clone(&self).send(job, is_repeated, knows_id));

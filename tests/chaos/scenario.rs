@@ -72,6 +72,12 @@ fn workers() -> Vec<Scenario> {
             ..scenario("kill", "SIGKILL of one of two workers in the middle of a batch")
         },
         Scenario {
+            setting: Setting { is_embedder: true, ..Setting::default() },
+            load: Load { jobs_per_second: 50, jobs_min: 300, are_embedded: true, ..Load::default() },
+            plan: vec![planned(1.5, 2.0, Fault::Kill, 0), planned(4.0, 1.0, Fault::Terminate, 1)],
+            ..scenario("embeddings", "SIGKILL of one and SIGTERM of the other of two workers with a real model")
+        },
+        Scenario {
             plan: vec![planned(1.0, 1.0, Fault::Terminate, 0), planned(3.0, 1.0, Fault::Terminate, 1)],
             checks: vec![Check::StartsOnce],
             ..scenario("terminate", "SIGTERM of each worker in turn, with time to finish")

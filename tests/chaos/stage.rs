@@ -11,7 +11,7 @@ use crate::disk::Disk;
 use crate::fault::{Fault, Planned};
 use crate::fleet::{Equipment, Fleet};
 use crate::job::MODEL;
-use crate::support::{Cluster, Line, Proxy, Server, eventually, lasting, program, run};
+use crate::support::{Cluster, Line, Proxy, Server, eventually, lasting, program, root, run};
 
 /// JetStream's own bound is made large, so that it is the disk which is full.
 const UNBOUNDED_STORE: &str = "jetstream { max_file_store: 64GB }\n";
@@ -36,6 +36,8 @@ pub struct Setting {
     pub has_small_disk: bool,
     /// Whether prompts may ask the engine for faults.
     pub has_poison: bool,
+    /// Whether the model is the embedder of the demo.
+    pub is_embedder: bool,
 }
 
 pub const ACK_WAIT: Duration = Duration::from_secs(2);
@@ -53,6 +55,7 @@ impl Default for Setting {
             is_cluster: false,
             has_small_disk: false,
             has_poison: false,
+            is_embedder: false,
         }
     }
 }
@@ -64,12 +67,23 @@ impl Setting {
         let faults = if self.has_poison { ", faults = true" } else { "" };
         let step_seconds = self.step_seconds.map_or(String::new(), |seconds| format!("step_seconds = {seconds}\n"));
         let (replicas, ack_wait) = (if self.is_cluster { 3 } else { 1 }, ACK_WAIT.as_secs());
+        let engine = match self.is_embedder {
+            true => embedder(),
+            false => format!("task = \"echo\"\necho = {{ step_milliseconds = {step_milliseconds}{faults} }}"),
+        };
         format!(
-            "[[models]]\nname = {MODEL:?}\ntask = \"echo\"\necho = {{ step_milliseconds = {step_milliseconds}{faults} }}\n\
+            "[[models]]\nname = {MODEL:?}\n{engine}\n\
              [models.limits]\nin_flight = 64\nbatch = 32\nattempts = {attempts}\nack_wait_seconds = {ack_wait}\n{step_seconds}\
              [storage]\nreplicas = {replicas}\njobs_bytes = {jobs_bytes}\nresults_bytes = {results_bytes}\n"
         )
     }
+}
+
+/// The demo's embedder, as its registry has it but for its name.
+fn embedder() -> String {
+    let registry = std::fs::read_to_string(root().join("workers/models.toml")).unwrap();
+    let model = registry.split("[[models]]").find(|model| model.contains("task = \"embed\"")).unwrap();
+    model.lines().filter(|line| !line.starts_with("name")).collect::<Vec<_>>().join("\n")
 }
 
 /// When a fault began and ended, as it was and not as it was planned.
@@ -139,6 +153,11 @@ impl Stage {
         })
         .await;
         Ok(stage)
+    }
+
+    /// The file of its model registry.
+    pub fn registry(&self) -> PathBuf {
+        self.folder.path().join("models.toml")
     }
 
     /// Where producers connect.
@@ -211,7 +230,7 @@ impl Stage {
     }
 
     fn set_up(&self, setting: &Setting) {
-        let registry = self.folder.path().join("models.toml");
+        let registry = self.registry();
         std::fs::write(&registry, setting.registry()).unwrap();
         let arguments = ["--server", &self.urls(), "setup", "--registry", registry.to_str().unwrap()];
         let output = run(&program("inferq"), &arguments, &[]);

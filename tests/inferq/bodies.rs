@@ -177,3 +177,28 @@ async fn an_answer_whose_body_is_lost_is_an_error_of_its_row() {
     let errors = std::fs::read_to_string(deployment.folder.path().join("out.errors.jsonl")).unwrap();
     assert!(errors.contains("result_lost") && errors.contains("default/nothing"), "{errors}");
 }
+
+#[tokio::test]
+async fn the_body_of_a_job_that_is_given_up_expires_with_its_result_and_comes_back_with_a_replay() {
+    let registry = echo_registry(0, "attempts = 1").replace("echo = {", "echo = { faults = true,");
+    let (deployment, worker) = Deployment::with_worker(&registry).await;
+    let job = chat(&format!("!error!{}", "x".repeat(LARGE)));
+    let id = deployment.submit(&job, Encoding::Json).await;
+    assert_eq!(deployment.result(id.as_str()).await.1["response"]["status_code"], 500);
+    let inputs = format!("OBJ_{INPUTS_BUCKET}");
+    eventually("its body leaves the jobs", async || (deployment.count(&inputs).await.0 == 0).then_some(())).await;
+    drop(worker);
+    let show = deployment.inferq(&["dead", "show", id.as_str(), "--output", "json"]);
+    let shown: Value = serde_json::from_slice(&show.stdout).unwrap();
+    assert!(shown["body"]["body"] == job["body"], "{}", String::from_utf8_lossy(&show.stderr));
+
+    assert_eq!(deployment.inferq(&["dead", "replay", id.as_str()]).status.code(), Some(0));
+    let name = format!("{TENANT}/{id}");
+    let mut stored = Vec::new();
+    bucket(&deployment, INPUTS_BUCKET).await.get(&name).await.unwrap().read_to_end(&mut stored).await.unwrap();
+    assert!(serde_json::from_slice::<Value>(&stored).unwrap()["body"] == job["body"], "the body is another one");
+    assert_eq!(deployment.count(&format!("OBJ_{BLOBS_BUCKET}")).await.0, 0);
+    let subject = format!("inferq.jobs.echo.default.{TENANT}.{id}");
+    let again = deployment.stream(JOBS).await.direct_get_last_for_subject(subject).await.unwrap();
+    assert_eq!(again.headers.get("Inferq-Body").unwrap().as_str(), name);
+}

@@ -50,6 +50,22 @@ async fn a_waiting_job_is_answered_as_cancelled_and_leaves_the_queue() {
 }
 
 #[tokio::test]
+async fn who_waits_on_a_subject_of_its_own_is_told_that_the_job_was_cancelled() {
+    let deployment = Deployment::new(&echo_registry(0, "")).await;
+    let client = &deployment.client.connection.client;
+    let mut told = client.subscribe("_INBOX.mine").await.unwrap();
+    let mut not_told = client.subscribe("elsewhere").await.unwrap();
+    client.flush().await.unwrap();
+    for subject in ["elsewhere", "_INBOX.mine"] {
+        let id = deployment.publish_raw(chat("hi").to_string().as_bytes(), &[("Inferq-Reply-To", subject)]).await;
+        assert_eq!(deployment.inferq(&["cancel", &id]).status.code(), Some(0));
+    }
+    let result: Value = serde_json::from_slice(&told.next().await.unwrap().payload).unwrap();
+    assert_eq!(result["error"]["code"], "batch_cancelled");
+    assert!(futures::FutureExt::now_or_never(not_told.next()).is_none(), "a job may name inboxes only");
+}
+
+#[tokio::test]
 async fn a_running_job_is_cancelled_and_the_worker_goes_on() {
     let (deployment, _worker) = Deployment::with_worker(&echo_registry(1_000, "")).await;
     let id = deployment.submit(&chat("hi"), Encoding::Json).await;

@@ -7,7 +7,8 @@ use connect::Connection;
 use schemas::codec::Encoding;
 use serde_json::{Value, json};
 
-use crate::support::{Deployment, eventually, program, root, run};
+use crate::support::{Deployment, content, eventually, program, provenance, root, run};
+use crate::tokens::chunks;
 
 const EMBEDDER: &str = "all-MiniLM-L6-v2";
 const GENERATOR: &str = "SmolLM2-135M-Instruct";
@@ -158,4 +159,45 @@ async fn both_models_serve_one_batch_file() {
         status.lanes.iter().all(|lane| lane.lag == 0).then_some(())
     })
     .await;
+}
+
+/// A chat that streams; `sampling` is what it says of temperature and seed.
+fn streaming_job(sampling: &Value) -> Value {
+    let mut body = json!({
+        "model": GENERATOR, "stream": true, "max_tokens": 64,
+        "messages": [{ "role": "user", "content": "Tell me a long story about a queue and a worker." }],
+    });
+    body.as_object_mut().unwrap().extend(sampling.as_object().unwrap().clone());
+    json!({ "url": "/v1/chat/completions", "body": body })
+}
+
+#[tokio::test]
+async fn a_story_goes_on_as_its_killed_worker_would_have_told_it() {
+    let registry = std::fs::read_to_string(root().join("workers/models.toml")).unwrap();
+    // Nothing may come from the cache here.
+    let registry = registry
+        .replace("[models.limits]\n", "[models.cache]\nenabled = false\n[models.limits]\nack_wait_seconds = 1\n");
+    assert!(registry.contains("ack_wait_seconds = 1"));
+    let deployment = Deployment::new(&registry).await;
+    let mut worker = deployment.worker(GENERATOR).await;
+    for sampling in [json!({ "temperature": 0 }), json!({ "temperature": 0.9, "seed": 11 })] {
+        let job = streaming_job(&sampling);
+        let whole = deployment.submit(&job, Encoding::Json).await;
+        let wanted = content(&deployment.result(whole.as_str()).await.1).to_owned();
+        assert!(wanted.len() > 100, "{wanted:?}");
+        let id = deployment.submit(&job, Encoding::Json).await;
+        eventually("a part of it is told", async || (chunks(&deployment, id.as_str()).await.len() >= 4).then_some(()))
+            .await;
+        worker.signal("-KILL");
+        let before = chunks(&deployment, id.as_str()).await;
+        let told: String = before.iter().map(|(_, chunk)| chunk.text()).collect();
+        assert!(wanted.starts_with(&told) && told.len() < wanted.len(), "{told:?} of {wanted:?}");
+        worker = deployment.worker(GENERATOR).await;
+        let (headers, result) = deployment.result(id.as_str()).await;
+        assert_eq!(content(&result), wanted, "{sampling}");
+        assert_eq!(provenance(&headers).attempt, 2);
+        let after = chunks(&deployment, id.as_str()).await;
+        assert_eq!(after[..before.len()], before[..], "published chunks have changed");
+        assert_eq!(after.iter().map(|(_, chunk)| chunk.text()).collect::<String>(), wanted);
+    }
 }

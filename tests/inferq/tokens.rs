@@ -25,7 +25,7 @@ fn streamed(text: &str) -> String {
 }
 
 /// All chunks of a job with their numbers.
-async fn chunks(deployment: &Deployment, id: &str) -> Vec<(u64, Chunk)> {
+pub async fn chunks(deployment: &Deployment, id: &str) -> Vec<(u64, Chunk)> {
     let stream = deployment.stream(TOKENS).await;
     let subject = format!("inferq.tokens.{TENANT}.{id}");
     let (mut chunks, mut after) = (Vec::new(), 0);

@@ -3,7 +3,7 @@
 use async_nats::jetstream::Context;
 use bytes::Bytes;
 use connect::PublishFailure;
-use connect::bucket::{Bucket, BucketError};
+use connect::bucket::{BODY_BYTES_MAX, Bucket, BucketError};
 use schemas::registry::Limits;
 use schemas::{header, stream};
 
@@ -45,17 +45,31 @@ impl Bodies {
         })
     }
 
-    /// Removes the job's object once it is answered.
+    /// Removes the job's object once the job is over.
     pub async fn forget(&self, received: &Received) {
         if let Err(error) = self.inputs.remove(&received.tokens().input_name()).await {
-            tracing::warn!(%error, "body of an answered job not removed");
+            tracing::warn!(%error, "body of a job that is over not removed");
         }
     }
 
-    /// Keeps the payload of a result and gives its name, which no other delivery of the job uses.
+    /// Keeps a payload and gives its name, which no other delivery of the job uses.
     pub async fn keep(&self, received: &Received, payload: &Bytes) -> Result<String, PublishFailure> {
         let name = format!("{}/{:016x}", received.tokens().input_name(), fastrand::u64(..));
         self.blobs.put(&name, payload).await.map(|()| name)
+    }
+
+    /// Keeps the body of a job that was given up beside those of results, so that it expires as its result does. The
+    /// name of it, or none where the job has no body there is.
+    pub async fn lay_by(&self, received: &Received) -> Result<Option<String>, PublishFailure> {
+        let own = received.tokens().input_name();
+        if received.header(header::BODY) != Some(own.as_str()) {
+            return Ok(None);
+        }
+        match self.inputs.get(&own, BODY_BYTES_MAX).await {
+            Ok(body) => self.keep(received, &body).await.map(Some),
+            Err(BucketError::Gone { .. } | BucketError::TooLarge { .. }) => Ok(None),
+            Err(error) => Err(PublishFailure::Unconfirmed(error.to_string())),
+        }
     }
 
     /// Removes the payload of a result that was not stored after all.

@@ -11,7 +11,7 @@ use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::Stream;
 use async_nats::jetstream::{Context, context::GetStreamError};
 use connect::{PublishFailure, classify_publish};
-use schemas::chunk::Chunk;
+use schemas::chunk::{self, Chunk};
 use schemas::codec::Encoding;
 use schemas::log::Usage;
 use schemas::{header, stream};
@@ -63,12 +63,12 @@ impl Chunks {
         Ok(Self { jetstream, stream })
     }
 
-    /// Reads what another delivery of the job has published.
-    pub async fn read(&self, subject: &str) -> Published {
+    /// Reads what another delivery of the job has published. Ids that are no tokens of the model are none of a worker's.
+    pub async fn read(&self, subject: &str, vocabulary: usize) -> Published {
         let mut published = Published::default();
         while let Ok(message) = self.stream.direct_get_next_for_subject(subject, Some(published.sequence + 1)).await {
             let ids = message.headers.get(header::TOKEN_IDS).map_or("", |ids| ids.as_str());
-            published.tokens.extend(ids.split(',').filter_map(|id| id.parse::<u32>().ok()));
+            published.tokens.extend(chunk::read_token_ids(ids).into_iter().filter(|&id| (id as usize) < vocabulary));
             published.sequence = message.sequence;
             published.count += 1;
             if let Ok(chunk) = Encoding::Json.decode::<Chunk>(&message.payload) {
@@ -132,7 +132,7 @@ impl Chunks {
                     return;
                 }
                 // Another delivery was quicker, or this one's publish was stored and not confirmed.
-                Err(PublishFailure::AlreadyStored) => *published = self.read(of.subject).await,
+                Err(PublishFailure::AlreadyStored) => *published = self.read(of.subject, of.text.vocab_size()).await,
                 Err(failure) if failure.is_transient() => tokio::time::sleep(RETRY_DELAY).await,
                 Err(failure) => {
                     tracing::warn!(%failure, "chunk not published");
@@ -151,7 +151,7 @@ impl Chunks {
     ) -> Result<u64, PublishFailure> {
         let mut headers = HeaderMap::new();
         headers.insert(header::CHUNK, published.count.to_string());
-        headers.insert(header::TOKEN_IDS, new.iter().map(u32::to_string).collect::<Vec<_>>().join(","));
+        headers.insert(header::TOKEN_IDS, chunk::write_token_ids(new));
         let message = PublishMessage::build()
             .payload(Encoding::Json.encode(chunk).into())
             .headers(headers)

@@ -212,6 +212,9 @@ impl Delivery {
     async fn bury(&self, class: DeadClass, reason: &str) -> Result<(), PublishFailure> {
         let came_with = self.received.message.headers.clone().unwrap_or_default();
         let mut headers = own_headers(&came_with, &[header::LANE, header::PUBLISHED]);
+        if let Some(name) = self.station.bodies.lay_by(&self.received).await? {
+            headers.insert(header::BODY, name);
+        }
         let reason = reason.replace(['\r', '\n'], " ");
         headers.insert(header::ATTEMPT, self.attempts().current.to_string());
         headers.insert(header::WORKER, self.station.name.as_str());
@@ -240,9 +243,8 @@ impl Delivery {
         let acknowledgement = outcome.acknowledgement(self.attempts(), fastrand::f64());
         self.log_end(outcome, acknowledgement);
         self.flush_log().await;
-        // A dead letter keeps its body, so that it can be replayed.
-        let is_over = matches!(outcome, Outcome::Completed { .. } | Outcome::AlreadyStored { .. } | Outcome::Cancelled);
-        if is_over && self.received.header(header::BODY).is_some() {
+        let comes_again = matches!(outcome, Outcome::Retry { .. } | Outcome::Abandoned);
+        if !comes_again && self.received.header(header::BODY).is_some() {
             Box::pin(self.station.bodies.forget(&self.received)).await;
         }
         let kind = match acknowledgement {

@@ -145,7 +145,7 @@ fn parse(number: u64, text: &[u8]) -> Result<Row, String> {
     if job.body.get("stream").is_some_and(|stream| *stream == Value::Bool(true)) {
         return Err("body.stream: true; a row of a batch file cannot stream".to_owned());
     }
-    let lane = job.body.get("service_tier").and_then(Value::as_str).and_then(|tier| tier.parse().ok());
+    let lane = job.lane()?;
     let cost = cost::estimate(text.len(), &job.body);
     Ok(Row { number, custom_id, model, lane, cost, payload: Bytes::copy_from_slice(text) })
 }

@@ -10,7 +10,7 @@ use connect::NatsArgs;
 use producer::{Client, Submission, SubmitError, SubmitOptions, Submitted, WhenFull, cost};
 use schemas::codec;
 use schemas::job::{Endpoint, Job, Method};
-use schemas::subject::{Address, JobId, Lane};
+use schemas::subject::{Address, JobId};
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -83,7 +83,7 @@ fn note(submitted: Submitted, job_id: &JobId) -> Option<String> {
 
 fn submission(args: &SubmitArgs, job: &Job) -> anyhow::Result<Submission> {
     let model = job.model().ok_or_else(|| BadInput("body.model: is missing or not a string".to_owned()))?;
-    let tier = job.body.get("service_tier").and_then(Value::as_str).and_then(|tier| tier.parse::<Lane>().ok());
+    let tier = job.lane().map_err(BadInput)?;
     let deadline =
         match &args.deadline {
             Some(text) => Some(OffsetDateTime::parse(text, &Rfc3339).map_err(|_| {

@@ -102,21 +102,21 @@ impl Client {
         let dead = stream_handle(&self.connection.jetstream, DEAD).await?;
         let message = dead.direct_get(letter.sequence).await;
         let message = message.with_context(|| format!("dead letter {}", letter.job_id))?;
-        let payload = match letter.input_name() {
-            Some(name) => self.inputs.get(&name, BODY_BYTES_MAX).await?,
+        let payload = match letter.body_name() {
+            Some(name) => self.blobs.get(name, BODY_BYTES_MAX).await?,
             None => message.payload,
         };
         OpenLetter::new(letter, payload)
     }
 
-    /// Deletes a letter for good, and its body.
+    /// Deletes a letter, and its body.
     pub async fn delete_dead(&self, letter: &Letter) -> anyhow::Result<()> {
-        if let Some(name) = letter.input_name()
-            && !self.is_sent_again(letter).await?
-        {
-            self.inputs.remove(&name).await?;
+        self.delete_letter(letter).await?;
+        // What is left over after a crash expires.
+        if let Some(name) = letter.body_name() {
+            self.blobs.remove(name).await?;
         }
-        self.delete_letter(letter).await
+        Ok(())
     }
 
     /// Deletes the letter alone.
@@ -124,12 +124,6 @@ impl Client {
         let dead = stream_handle(&self.connection.jetstream, DEAD).await?;
         let deleted = dead.delete_message(letter.sequence).await;
         deleted.with_context(|| format!("dead letter {} could not be deleted", letter.job_id)).map(drop)
-    }
-
-    /// Whether the job of a letter waits or runs: a replay was cut off before it deleted the letter.
-    async fn is_sent_again(&self, letter: &Letter) -> anyhow::Result<bool> {
-        let tenant = Token::encode(&letter.tenant)?;
-        Ok(!self.queued(&tenant, &JobId::new(letter.job_id.as_str())?).await?.is_empty())
     }
 }
 
@@ -140,9 +134,11 @@ impl Letter {
         ReplyTokens { tenant: tokens.next().unwrap_or_default(), job_id }
     }
 
-    /// The name of the job's body, where it was too large for a message.
-    fn input_name(&self) -> Option<String> {
-        self.headers.get(header::BODY).map(|_| self.tokens().input_name())
+    /// The name of the job's body, where it was too large for a message: one that a worker gave it. What else a job had
+    /// in this header is none of its own.
+    fn body_name(&self) -> Option<&str> {
+        let name = self.headers.get(header::BODY)?.as_str();
+        name.strip_prefix(&self.tokens().input_name())?.starts_with('/').then_some(name)
     }
 }
 

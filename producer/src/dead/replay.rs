@@ -5,7 +5,8 @@
 use anyhow::Context as _;
 use async_nats::HeaderMap;
 use async_nats::jetstream::message::{PublishMessage, StreamMessage};
-use schemas::subject::{Address, LIFTED, Lane, Token};
+use connect::bucket::BODY_BYTES_MAX;
+use schemas::subject::{Address, JobId, LIFTED, Lane, Token};
 use schemas::{header, stream};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -51,17 +52,37 @@ impl Client {
         let dead = stream_handle(&self.connection.jetstream, stream::DEAD).await?;
         let message = dead.direct_get(letter.sequence).await;
         let message = message.with_context(|| format!("dead letter {}", letter.job_id))?;
-        let headers = headers(letter, &address, OffsetDateTime::now_utc())?;
+        let mut headers = headers(letter, &address, OffsetDateTime::now_utc())?;
         if !self.forget_result(&address).await? {
-            self.delete_letter(letter).await?;
+            self.delete_dead(letter).await?;
             return Ok(Replayed::Answered);
+        }
+        if let Some(name) = letter.body_name() {
+            headers.insert(header::BODY, self.restore_body(letter, name).await?);
         }
         self.forget_attempts(letter.tokens()).await?;
         let publish = || PublishMessage::build().payload(message.payload.clone()).headers(headers.clone());
         self.publish(&address, WhenFull::Wait, publish).await?;
-        self.delete_letter(letter).await?;
+        self.delete_dead(letter).await?;
         let had_deadline = letter.headers.get(header::DEADLINE).is_some();
         Ok(Replayed::Queued { without_deadline: had_deadline && headers.get(header::DEADLINE).is_none() })
+    }
+
+    /// Puts the body of a letter back to where jobs have theirs, and gives its name there.
+    async fn restore_body(&self, letter: &Letter, name: &str) -> anyhow::Result<String> {
+        let input = letter.tokens().input_name();
+        // The job of a replay that was cut off may be using it.
+        if !self.is_sent_again(letter).await? {
+            let body = self.blobs.get(name, BODY_BYTES_MAX).await?;
+            self.put_input(&input, &body, WhenFull::Wait).await?;
+        }
+        Ok(input)
+    }
+
+    /// Whether the job of a letter waits or runs: a replay was cut off before it deleted the letter.
+    async fn is_sent_again(&self, letter: &Letter) -> anyhow::Result<bool> {
+        let tenant = Token::encode(&letter.tenant)?;
+        Ok(!self.queued(&tenant, &JobId::new(letter.job_id.as_str())?).await?.is_empty())
     }
 
     /// Deletes the stored result, which would stand before the new one; false if it is an answer, which is kept.

@@ -203,7 +203,7 @@ impl Delivery {
         let of = Of { subject: &subject, answer: &plan.answer, stamp, text: &self.station.text, stop: &stop };
         let mut published = match self.received.delivered {
             1 => Published::default(),
-            _ => chunks.read(&subject).await,
+            _ => chunks.read(&subject, self.station.text.vocab_size()).await,
         };
         let before = published.tokens.clone();
         sequences[0].made.clone_from(&before);
