@@ -5,10 +5,10 @@ CARGO := cargo --locked
 DENY_VERSION := 0.20.2
 DENY := $(abspath $(BIN))/../tools/bin/cargo-deny
 
-.PHONY: help build demo test check bench chaos fuzz schemas fmt
+.PHONY: help build demo test check check-deploy bench chaos fuzz schemas fmt
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
 
 build: ## build the programs
 	$(CARGO) build --release --workspace
@@ -35,6 +35,9 @@ $(DENY):
 	CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_DEBUG=0 \
 	cargo install cargo-deny@$(DENY_VERSION) --locked --no-default-features --root "$(abspath $(BIN))/../tools"
 	rm -rf "$(abspath $(BIN))/../tools/build"
+
+check-deploy: ## check the Helm chart and all that is rendered from it, without a cluster
+	DEPLOY_TOOLS="$(abspath $(BIN))/../tools/deploy" k8s/check.sh
 
 # BENCH_ARGS: names of cases, all of them unless given: echo, cache, fairness, models.
 bench: build ## measure the queue and the models beside bare JetStream

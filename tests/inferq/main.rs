@@ -14,6 +14,7 @@ mod fairness;
 mod interop;
 mod lifecycle;
 mod logger;
+mod manifests;
 mod numerics;
 mod status;
 mod submit;
