@@ -165,7 +165,12 @@ impl Delivery {
             self.station.bodies.drop_kept(name).await;
         }
         match stored {
-            Ok(Stored::First) => outcome,
+            Ok(Stored::First) => {
+                if let Some(class) = outcome.dead_class() {
+                    self.station.metrics.count_dead_letter(class);
+                }
+                outcome
+            }
             Ok(Stored::Already) => Box::pin(self.stored()).await.unwrap_or(Outcome::AlreadyStored { status }),
             Err(failure) => retry("result", failure.to_string()),
         }

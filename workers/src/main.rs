@@ -47,10 +47,11 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
     let worker_name = args.worker_name();
     let connection = connect::connect(&cli.nats, &worker_name, connect::FirstConnect::Retry).await?;
     let (client, connects) = (connection.client.clone(), connection.connects.clone());
-    let steps = Arc::new(std::sync::OnceLock::<thread::EngineHandle>::new());
-    let steps_read = Arc::clone(&steps);
+    let loaded_engine = Arc::new(std::sync::OnceLock::<thread::EngineHandle>::new());
+    let shown_engine = Arc::clone(&loaded_engine);
     let readings = move || Readings {
-        engine_steps: steps_read.get().map_or(0, thread::EngineHandle::steps),
+        engine_steps: shown_engine.get().map_or(0, thread::EngineHandle::steps),
+        engine_sequences: shown_engine.get().map_or(0, thread::EngineHandle::sequences),
         nats_connected: client.connection_state() == async_nats::connection::State::Connected,
         nats_connects: *connects.borrow(),
     };
@@ -62,9 +63,9 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
         admin::serve(args.admin, admin, closed.clone()).await.with_context(|| format!("--admin {}", args.admin))?;
     tracing::info!(model = model.name, worker = worker_name, admin = %bound, "starting");
 
-    let loaded = load(&model, &cli.files).await?;
+    let loaded = load(&model, &cli.files, &metrics).await?;
     let engine = thread::spawn(loaded.engine, model.weights);
-    let _ = steps.set(engine.clone());
+    let _ = loaded_engine.set(engine.clone());
     let origin = Origin::new(&worker_name, &model, loaded.digest.as_deref());
     let parts = Parts {
         name: worker_name.clone(),
@@ -108,7 +109,7 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn load(model: &Model, files: &FileArgs) -> anyhow::Result<engine::Loaded> {
+async fn load(model: &Model, files: &FileArgs, metrics: &Metrics) -> anyhow::Result<engine::Loaded> {
     let path = match model.parsed_source()? {
         Some(source) => {
             let request = Request { source, path: model.path.clone(), sha256: model.sha256.clone() };
@@ -119,7 +120,9 @@ async fn load(model: &Model, files: &FileArgs) -> anyhow::Result<engine::Loaded>
     let started = std::time::Instant::now();
     let for_thread = model.clone();
     let loaded = tokio::task::spawn_blocking(move || engine::load(&for_thread, path.as_deref())).await??;
-    tracing::info!(model = model.name, seconds = started.elapsed().as_secs_f64(), "model loaded");
+    let seconds = started.elapsed().as_secs_f64();
+    metrics.load_seconds.set(seconds);
+    tracing::info!(model = model.name, seconds, "model loaded");
     Ok(loaded)
 }
 

@@ -5,10 +5,11 @@ use std::sync::Mutex;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
+use schemas::header::DeadClass;
 use schemas::provenance::CacheUse;
 use schemas::subject::Lane;
 
@@ -16,7 +17,7 @@ use crate::outcome::Outcome;
 use crate::pace::Pace;
 
 /// Every metric with its labels and meaning: the table of the README, tested against it.
-pub const TABLE: [(&str, &str, &str); 13] = [
+pub const TABLE: [(&str, &str, &str); 17] = [
     ("inferq_deliveries_total", "outcome", "deliveries that ended, by outcome"),
     ("inferq_deliveries_in_flight", "", "deliveries open now"),
     ("inferq_delivery_seconds", "", "from receipt to acknowledgement"),
@@ -30,6 +31,14 @@ pub const TABLE: [(&str, &str, &str); 13] = [
     ("inferq_unit_seconds", "", "what a unit of cost, a token, takes this worker"),
     ("inferq_lifted_total", "", "jobs moved in front of another tenant's"),
     ("inferq_backlog_seconds", "lane", "what this worker alone would need for the jobs that wait"),
+    ("inferq_dead_letters_total", "class", "jobs that were given up, by class"),
+    (
+        "inferq_engine_sequences_total",
+        "",
+        "sequences that the steps have moved on: divided by the steps, the size of a batch",
+    ),
+    ("inferq_load_seconds", "", "what it took to load the model, without fetching it"),
+    ("inferq_build_info", "version", "always 1"),
 ];
 
 /// From half a millisecond to about nine minutes.
@@ -51,6 +60,10 @@ pub struct Metrics {
     unit_seconds: Gauge,
     pub lifted: IntCounter,
     backlog: GaugeVec,
+    dead_letters: IntCounterVec,
+    engine_sequences: IntCounter,
+    pub load_seconds: Gauge,
+    build_info: IntGaugeVec,
     /// Jobs that waited in each lane when it was last asked.
     waiting: Mutex<HashMap<String, u64>>,
 }
@@ -59,6 +72,7 @@ pub struct Metrics {
 #[derive(Clone, Copy, Debug)]
 pub struct Readings {
     pub engine_steps: u64,
+    pub engine_sequences: u64,
     pub nats_connected: bool,
     pub nats_connects: u64,
 }
@@ -82,6 +96,10 @@ impl Metrics {
             unit_seconds: Gauge::with_opts(opts(10)).expect("legal"),
             lifted: IntCounter::with_opts(opts(11)).expect("legal"),
             backlog: GaugeVec::new(opts(12), &["lane"]).expect("legal"),
+            dead_letters: IntCounterVec::new(opts(13), &["class"]).expect("legal"),
+            engine_sequences: IntCounter::with_opts(opts(14)).expect("legal"),
+            load_seconds: Gauge::with_opts(opts(15)).expect("legal"),
+            build_info: IntGaugeVec::new(opts(16), &["version"]).expect("legal"),
             waiting: Mutex::default(),
             registry,
         };
@@ -91,6 +109,10 @@ impl Metrics {
 
     pub fn count_outcome(&self, outcome: &Outcome) {
         self.deliveries.with_label_values(&[outcome.label()]).inc();
+    }
+
+    pub fn count_dead_letter(&self, class: DeadClass) {
+        self.dead_letters.with_label_values(&[class.as_str()]).inc();
     }
 
     pub fn count_tokens(&self, prompt: u64, completion: u64) {
@@ -128,6 +150,8 @@ impl Metrics {
     pub fn render(&self, readings: Readings) -> String {
         self.engine_steps.reset();
         self.engine_steps.inc_by(readings.engine_steps);
+        self.engine_sequences.reset();
+        self.engine_sequences.inc_by(readings.engine_sequences);
         self.nats_connected.set(readings.nats_connected.into());
         self.nats_connects.reset();
         self.nats_connects.inc_by(readings.nats_connects);
@@ -147,7 +171,11 @@ impl Metrics {
         for lane in Lane::ALL {
             self.backlog.with_label_values(&[lane.as_str()]);
         }
-        let collectors: [Box<dyn Collector>; 13] = [
+        for class in DeadClass::ALL {
+            self.dead_letters.with_label_values(&[class.as_str()]);
+        }
+        self.build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let collectors: [Box<dyn Collector>; 17] = [
             Box::new(self.deliveries.clone()),
             Box::new(self.in_flight.clone()),
             Box::new(self.delivery_seconds.clone()),
@@ -161,6 +189,10 @@ impl Metrics {
             Box::new(self.unit_seconds.clone()),
             Box::new(self.lifted.clone()),
             Box::new(self.backlog.clone()),
+            Box::new(self.dead_letters.clone()),
+            Box::new(self.engine_sequences.clone()),
+            Box::new(self.load_seconds.clone()),
+            Box::new(self.build_info.clone()),
         ];
         for collector in collectors {
             self.registry.register(collector).expect("each name stands once in the table");
@@ -185,7 +217,12 @@ mod tests {
 
     #[test]
     fn every_metric_of_the_table_is_exposed() {
-        let text = Metrics::new("m").render(Readings { engine_steps: 7, nats_connected: true, nats_connects: 1 });
+        let text = Metrics::new("m").render(Readings {
+            engine_steps: 7,
+            engine_sequences: 9,
+            nats_connected: true,
+            nats_connects: 1,
+        });
         for (name, label, help) in TABLE {
             assert!(text.contains(&format!("# HELP {name} {help}")), "{name}");
             let has_label = |line: &str| line.starts_with(name) && line.contains(&format!("{label}="));

@@ -8,7 +8,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use schemas::registry::Weights;
@@ -17,7 +16,7 @@ use tokio_util::sync::DropGuard;
 
 use super::queue::Queue;
 use super::relay::{Answered, Ends};
-use super::thread::{Clock, Done, EngineError, Request};
+use super::thread::{Done, EngineError, Request, Steps};
 use super::{Engine, Output, SequenceId};
 
 /// A job that was handed over and is not answered.
@@ -47,20 +46,14 @@ pub(super) struct Driver {
     /// Jobs that are done, handed out together after the step.
     answered: Vec<Answered>,
     next: u64,
-    steps: Arc<AtomicU64>,
-    clock: Arc<Clock>,
+    steps: Arc<Steps>,
 }
 
 impl Driver {
-    pub(super) fn new(
-        engine: Box<dyn Engine + Send>,
-        weights: Weights,
-        steps: Arc<AtomicU64>,
-        clock: Arc<Clock>,
-    ) -> Self {
+    pub(super) fn new(engine: Box<dyn Engine + Send>, weights: Weights, steps: Arc<Steps>) -> Self {
         let queue = Queue::new(weights);
         let (jobs, trials, answered) = (BTreeMap::new(), VecDeque::new(), Vec::new());
-        Self { engine, jobs, queue, trials, answered, next: 0, steps, clock }
+        Self { engine, jobs, queue, trials, answered, next: 0, steps }
     }
 
     /// Runs until nobody can hand over jobs any more.
@@ -184,14 +177,15 @@ impl Driver {
     }
 
     fn step(&mut self) -> Result<(), String> {
-        self.clock.start();
+        self.steps.start();
         let stepped = catch_unwind(AssertUnwindSafe(|| {
             self.engine.step().map_err(|error| error.to_string())?;
             Ok((self.engine.made(), self.engine.finished()))
         }));
-        self.clock.stop();
+        self.steps.stop();
         let (made, finished) = stepped.unwrap_or_else(|payload| Err(format!("panic: {}", panic_message(&*payload))))?;
-        self.steps.fetch_add(1, Ordering::Relaxed);
+        // A sequence makes a token or is finished, or both.
+        self.steps.count(made.len().max(finished.len()));
         self.tell(&made);
         finished.into_iter().for_each(|(id, output)| self.deliver(id, output));
         Ok(())

@@ -19,8 +19,7 @@ use super::{Engine, Output, Sequence};
 #[derive(Clone, Debug)]
 pub struct EngineHandle {
     requests: mpsc::Sender<Request>,
-    steps: Arc<AtomicU64>,
-    clock: Arc<Clock>,
+    steps: Arc<Steps>,
     stopped: CancellationToken,
 }
 
@@ -95,17 +94,20 @@ impl Gate {
     }
 }
 
-/// Since when the engine has been in its step, for whoever watches it from outside.
+/// What the engine's thread tells of its steps to whoever watches from outside.
 #[derive(Debug)]
-pub(super) struct Clock {
+pub(super) struct Steps {
     origin: Instant,
-    /// Milliseconds from the origin, 0 between steps.
+    /// When the step that is on began, in milliseconds from the origin; 0 between steps.
     entered: AtomicU64,
+    done: AtomicU64,
+    sequences: AtomicU64,
 }
 
-impl Clock {
+impl Steps {
     fn new() -> Self {
-        Self { origin: Instant::now(), entered: AtomicU64::new(0) }
+        let zero = || AtomicU64::new(0);
+        Self { origin: Instant::now(), entered: zero(), done: zero(), sequences: zero() }
     }
 
     pub fn start(&self) {
@@ -116,6 +118,12 @@ impl Clock {
         self.entered.store(0, Ordering::Relaxed);
     }
 
+    /// Counts a step that did not fail, and the sequences it has moved on.
+    pub fn count(&self, sequences: usize) {
+        self.done.fetch_add(1, Ordering::Relaxed);
+        self.sequences.fetch_add(sequences as u64, Ordering::Relaxed);
+    }
+
     fn now(&self) -> u64 {
         u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
@@ -124,11 +132,10 @@ impl Clock {
 /// Starts the thread, and its relay on the runtime that this is called in.
 pub fn spawn(engine: Box<dyn Engine + Send>, weights: Weights) -> EngineHandle {
     let (requests, ends) = relay::start();
-    let (steps, clock) = (Arc::<AtomicU64>::default(), Arc::new(Clock::new()));
-    let stopped = CancellationToken::new();
-    let handle = EngineHandle { requests, steps: Arc::clone(&steps), clock: Arc::clone(&clock), stopped };
+    let steps = Arc::new(Steps::new());
+    let handle = EngineHandle { requests, steps: Arc::clone(&steps), stopped: CancellationToken::new() };
     let guard = handle.stopped.clone().drop_guard();
-    let drive = move || Driver::new(engine, weights, steps, clock).run(ends, guard);
+    let drive = move || Driver::new(engine, weights, steps).run(ends, guard);
     // Named for debuggers and `top -H`.
     let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(drive);
     thread.expect("the process may start one more thread");
@@ -181,14 +188,19 @@ impl EngineHandle {
 
     /// Steps done so far.
     pub fn steps(&self) -> u64 {
-        self.steps.load(Ordering::Relaxed)
+        self.steps.done.load(Ordering::Relaxed)
+    }
+
+    /// Sequences that these have moved on: one that takes several steps counts in each.
+    pub fn sequences(&self) -> u64 {
+        self.steps.sequences.load(Ordering::Relaxed)
     }
 
     /// How long the step that is on has taken.
     pub fn stepping(&self) -> Option<Duration> {
-        match self.clock.entered.load(Ordering::Relaxed) {
+        match self.steps.entered.load(Ordering::Relaxed) {
             0 => None,
-            entered => Some(Duration::from_millis(self.clock.now().saturating_sub(entered))),
+            entered => Some(Duration::from_millis(self.steps.now().saturating_sub(entered))),
         }
     }
 
