@@ -57,18 +57,19 @@ impl Client {
             }
             None => {}
         }
-        let job = self.queued_job(&subjects[0]).await?;
+        let job = self.job_at(&subjects[0]).await?;
         let custom_id = match &job {
             Some(job) => self.custom_id(tenant, job_id, job).await,
             None => None,
         };
         let custom_id = custom_id.unwrap_or_else(|| job_id.to_string());
         let encoding = job.as_ref().map_or(Encoding::Json, |job| encoding(&job.headers));
-        match self.store_cancelled(tokens, encoding, custom_id).await? {
-            Some(result) => self.copy(job.as_ref(), result).await?,
-            None if self.is_stored_cancelled(tenant, job_id).await? => {}
-            None => return Ok(Cancellation::Answered),
+        let (headers, payload) = cancelled(job_id, custom_id, encoding);
+        if !self.store_cancelled(tokens, &headers, &payload).await? && !self.is_stored_cancelled(tenant, job_id).await?
+        {
+            return Ok(Cancellation::Answered);
         }
+        self.copy(job.as_ref(), headers, payload).await;
         let jobs = stream_handle(&self.connection.jetstream, stream::JOBS).await?;
         jobs.purge()
             .filter(queued_filter(tenant, job_id))
@@ -83,7 +84,7 @@ impl Client {
     }
 
     /// The message on a job's subject; none if it has just been answered.
-    async fn queued_job(&self, subject: &str) -> anyhow::Result<Option<StreamMessage>> {
+    pub(crate) async fn job_at(&self, subject: &str) -> anyhow::Result<Option<StreamMessage>> {
         use async_nats::jetstream::stream::DirectGetErrorKind::NotFound;
         let jobs = stream_handle(&self.connection.jetstream, stream::JOBS).await?;
         match jobs.direct_get_last_for_subject(subject).await {
@@ -107,27 +108,21 @@ impl Client {
     }
 
     /// Sends the result to the subject that the job asks for, as a worker does: an inbox, and no other.
-    async fn copy(&self, job: Option<&StreamMessage>, (headers, payload): (HeaderMap, Bytes)) -> anyhow::Result<()> {
+    async fn copy(&self, job: Option<&StreamMessage>, headers: HeaderMap, payload: Bytes) {
         let asked = job.and_then(|job| job.headers.get(header::REPLY_TO)).map(|asked| asked.as_str());
-        let Some(asked) = asked.filter(|asked| is_inbox(asked)) else { return Ok(()) };
-        Ok(self.connection.client.publish_with_headers(asked.to_owned(), headers, payload).await?)
+        let Some(asked) = asked.filter(|asked| is_inbox(asked)) else { return };
+        if let Err(error) = self.connection.client.publish_with_headers(asked.to_owned(), headers, payload).await {
+            tracing::warn!(subject = asked, %error, "copy of a result not published");
+        }
     }
 
-    /// Stores the result that says so and gives it; none if there is a result already.
+    /// Stores the result that says so; false if there is a result already.
     async fn store_cancelled(
         &self,
         tokens: ReplyTokens<'_>,
-        encoding: Encoding,
-        custom_id: String,
-    ) -> anyhow::Result<Option<(HeaderMap, Bytes)>> {
-        let message = "the job was cancelled before it was answered".to_owned();
-        let error = NoResponse { code: NoResponseCode::BatchCancelled, message };
-        let id = tokens.job_id.to_owned();
-        let result: JobResult = JobResult { id, custom_id, response: None, error: Some(error) };
-        let mut headers = HeaderMap::new();
-        headers.insert(header::CONTENT_TYPE, encoding.content_type());
-        headers.insert(header::STATUS, CANCELLED.to_string());
-        let payload = Bytes::from(encoding.encode(&result));
+        headers: &HeaderMap,
+        payload: &Bytes,
+    ) -> anyhow::Result<bool> {
         let store = || async {
             let message = PublishMessage::build().payload(payload.clone()).headers(headers.clone());
             let message = message.expected_last_subject_sequence(0);
@@ -141,8 +136,8 @@ impl Client {
         let backoff =
             ExponentialBuilder::default().with_jitter().without_max_times().with_total_delay(Some(STORE_RETRY));
         match store.retry(backoff).when(PublishFailure::is_transient).await {
-            Ok(_) => Ok(Some((headers, payload))),
-            Err(PublishFailure::AlreadyStored) => Ok(None),
+            Ok(_) => Ok(true),
+            Err(PublishFailure::AlreadyStored) => Ok(false),
             Err(failure) => Err(failure).context("the result that says `cancelled` could not be stored"),
         }
     }
@@ -179,6 +174,17 @@ impl Client {
         let purged = stream.purge().filter(subject).await;
         purged.with_context(|| format!("bucket {bucket}: the attempts of the job could not be forgotten")).map(drop)
     }
+}
+
+/// The result of a cancelled job.
+fn cancelled(job_id: &JobId, custom_id: String, encoding: Encoding) -> (HeaderMap, Bytes) {
+    let message = "the job was cancelled before it was answered".to_owned();
+    let error = NoResponse { code: NoResponseCode::BatchCancelled, message };
+    let result: JobResult = JobResult { id: job_id.to_string(), custom_id, response: None, error: Some(error) };
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_TYPE, encoding.content_type());
+    headers.insert(header::STATUS, CANCELLED.to_string());
+    (headers, encoding.encode(&result).into())
 }
 
 fn is_inbox(subject: &str) -> bool {

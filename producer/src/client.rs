@@ -30,6 +30,8 @@ pub struct Client {
     pub(crate) inputs: Arc<Bucket>,
     /// Bodies of results over the payload limit.
     pub(crate) blobs: Arc<Bucket>,
+    /// Bodies of dead letters over the payload limit.
+    pub(crate) dead: Arc<Bucket>,
     pub(crate) noted: Arc<Noted>,
 }
 
@@ -58,7 +60,8 @@ impl Client {
     pub fn new(connection: Connection) -> Self {
         let bucket = |name| Arc::new(Bucket::new(connection.jetstream.clone(), name));
         let (inputs, blobs) = (bucket(stream::INPUTS_BUCKET), bucket(stream::BLOBS_BUCKET));
-        Self { inputs, blobs, noted: Arc::default(), connection }
+        let dead = bucket(stream::DEAD_BUCKET);
+        Self { inputs, blobs, dead, noted: Arc::default(), connection }
     }
 
     /// Whether the job stream takes jobs of that model and lane.

@@ -111,7 +111,7 @@ pub const TABLE: [(&str, &str, &str); 22] = [
     (
         BODY,
         "producer, worker",
-        "the payload is an object of that name: of `inferq-inputs` for jobs, of `inferq-blobs` for results",
+        "the payload is an object of that name: of `inferq-inputs` for jobs, `inferq-blobs` for results, `inferq-dead` for dead letters",
     ),
     (REPLY_TO, "producer", "a further subject for the result; `_INBOX.` by default, others by `--reply-prefix`"),
     (LANE, "worker", "on jobs lifted over another tenant's: the lane they came from"),

@@ -20,6 +20,9 @@ pub const TENANTS_BUCKET: &str = "inferq-tenants";
 pub const INPUTS_BUCKET: &str = "inferq-inputs";
 /// Bodies of results over the payload limit. They stay as long as their result.
 pub const BLOBS_BUCKET: &str = "inferq-blobs";
+/// Bodies of dead letters over the payload limit. They stay as long as their job's result, or until newer ones need the
+/// room: what was given up must not stop the workers.
+pub const DEAD_BUCKET: &str = "inferq-dead";
 
 const HOUR: u64 = 3600;
 const DAY: u64 = 24 * HOUR;
@@ -160,6 +163,14 @@ pub fn buckets(storage: &Storage) -> Vec<Bucket> {
         bucket(TENANTS_BUCKET, "tenants with jobs lately", key_value, Discard::Old, 16 * MIB, 7 * DAY),
         bucket(INPUTS_BUCKET, "jobs over the payload limit", object, Discard::New, storage.blobs_bytes, 0),
         bucket(BLOBS_BUCKET, "results over the payload limit", object, Discard::New, storage.blobs_bytes, blobs_age),
+        bucket(
+            DEAD_BUCKET,
+            "dead letters over the payload limit",
+            object,
+            Discard::Old,
+            storage.blobs_bytes,
+            blobs_age,
+        ),
     ]
 }
 

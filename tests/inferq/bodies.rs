@@ -8,7 +8,7 @@ use connect::PublishFailure;
 use connect::bucket::BODY_BYTES_MAX;
 use producer::{Submission, SubmitError, SubmitOptions, Submitted, WhenFull};
 use schemas::codec::Encoding;
-use schemas::stream::{BLOBS_BUCKET, INPUTS_BUCKET, JOBS, RESULTS};
+use schemas::stream::{BLOBS_BUCKET, DEAD_BUCKET, INPUTS_BUCKET, JOBS, RESULTS};
 use schemas::subject::JobId;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
@@ -197,8 +197,25 @@ async fn the_body_of_a_job_that_is_given_up_expires_with_its_result_and_comes_ba
     let mut stored = Vec::new();
     bucket(&deployment, INPUTS_BUCKET).await.get(&name).await.unwrap().read_to_end(&mut stored).await.unwrap();
     assert!(serde_json::from_slice::<Value>(&stored).unwrap()["body"] == job["body"], "the body is another one");
-    assert_eq!(deployment.count(&format!("OBJ_{BLOBS_BUCKET}")).await.0, 0);
+    assert_eq!(deployment.count(&format!("OBJ_{DEAD_BUCKET}")).await.0, 0);
     let subject = format!("inferq.jobs.echo.default.{TENANT}.{id}");
     let again = deployment.stream(JOBS).await.direct_get_last_for_subject(subject).await.unwrap();
     assert_eq!(again.headers.get("Inferq-Body").unwrap().as_str(), name);
+}
+
+#[tokio::test]
+async fn a_job_that_fills_its_message_can_be_given_up_and_replayed() {
+    let registry = echo_registry(0, "attempts = 1").replace("echo = {", "echo = { faults = true,");
+    let (deployment, worker) = Deployment::with_worker(&registry).await;
+    let room = deployment.client.connection.client.max_payload() - chat("").to_string().len() - 200;
+    let job = chat(&format!("!error!{}", "x".repeat(room)));
+    let id = deployment.publish_raw(job.to_string().as_bytes(), &[]).await;
+    assert_eq!(deployment.result(&id).await.1["response"]["status_code"], 500);
+    drop(worker);
+    let show = deployment.inferq(&["dead", "show", &id, "--output", "json"]);
+    let shown: Value = serde_json::from_slice(&show.stdout).unwrap();
+    assert!(shown["body"]["body"] == job["body"], "{}", String::from_utf8_lossy(&show.stderr));
+    eventually("the failed delivery is over", async || (deployment.count(JOBS).await.0 == 0).then_some(())).await;
+    assert_eq!(deployment.inferq(&["dead", "replay", &id]).status.code(), Some(0));
+    assert_eq!((deployment.count(JOBS).await.0, deployment.count(&format!("OBJ_{DEAD_BUCKET}")).await.0), (1, 0));
 }

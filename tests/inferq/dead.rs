@@ -3,7 +3,8 @@
 use std::process::Output;
 
 use async_nats::HeaderMap;
-use schemas::stream::{ATTEMPTS_BUCKET, BLOBS_BUCKET, DEAD, JOBS, RESULTS};
+use schemas::header::{DeadClass, Life};
+use schemas::stream::{ATTEMPTS_BUCKET, DEAD, DEAD_BUCKET, JOBS, RESULTS};
 use serde_json::{Value, json};
 
 use crate::support::{Deployment, TENANT, chat, content, echo_registry};
@@ -147,18 +148,18 @@ async fn letters_are_deleted_only_where_somebody_said_which() {
 #[tokio::test]
 async fn a_letters_body_is_deleted_with_it() {
     let deployment = Deployment::new(&echo_registry(0, "")).await;
-    let blobs = deployment.client.connection.jetstream.get_object_store(BLOBS_BUCKET).await.unwrap();
+    let bodies = deployment.client.connection.jetstream.get_object_store(DEAD_BUCKET).await.unwrap();
     let body = chat("large").to_string();
     for (id, name) in [("a", "default/a/1"), ("b", "default/a/1")] {
-        blobs.put(name, &mut body.as_bytes()).await.unwrap();
+        bodies.put(name, &mut body.as_bytes()).await.unwrap();
         bury(&deployment, &format!("echo.default.default.{id}"), "poison", "why", &[("Inferq-Body", name)]).await;
     }
     let shown: Value = serde_json::from_str(&text(&dead(&deployment, &["show", "a", "--output", "json"]))).unwrap();
     assert_eq!(shown["body"], chat("large"));
     text(&dead(&deployment, &["purge", "b"]));
-    assert!(blobs.info("default/a/1").await.is_ok(), "a job has named the body of another");
+    assert!(bodies.info("default/a/1").await.is_ok(), "a job has named the body of another");
     text(&dead(&deployment, &["purge", "a"]));
-    assert!(blobs.info("default/a/1").await.is_err());
+    assert!(bodies.info("default/a/1").await.is_err());
 }
 
 #[tokio::test]
@@ -201,9 +202,30 @@ async fn a_job_is_sent_again_under_its_id_and_answered() {
 async fn a_replay_that_was_cut_off_is_done_again_without_a_second_job() {
     let deployment = Deployment::new(&echo_registry(0, "")).await;
     bury(&deployment, "echo.default.default.a", "exhausted", "why", &[]).await;
-    deployment.publish_as("a", chat("once more").to_string().as_bytes(), &[]).await;
+    let letter = deployment.stream(DEAD).await.direct_get_last_for_subject("inferq.dead.echo.default.default.a").await;
+    let life = Life {
+        time: letter.unwrap().time.format(&time::format_description::well_known::Rfc3339).unwrap(),
+        class: DeadClass::Exhausted,
+        reason: "why".to_owned(),
+        attempts: 3,
+        worker: "w-1".to_owned(),
+    };
+    let history = serde_json::to_string(&[life]).unwrap();
+    deployment.publish_as("a", chat("once more").to_string().as_bytes(), &[("Inferq-History", &history)]).await;
     assert_eq!(text(&dead(&deployment, &["replay", "a"])), "a replayed\n");
     assert_eq!((deployment.count(JOBS).await, deployment.count(DEAD).await.0), ((1, 1), 0));
+}
+
+#[tokio::test]
+async fn a_job_whose_last_delivery_is_not_over_is_not_replayed() {
+    let deployment = Deployment::new(&echo_registry(0, "")).await;
+    // Its worker has kept the letter and waits for room for the result.
+    deployment.publish_as("a", chat("once more").to_string().as_bytes(), &[]).await;
+    bury(&deployment, "echo.default.default.a", "exhausted", "why", &[]).await;
+    let replayed = dead(&deployment, &["replay", "a"]);
+    assert_eq!(replayed.status.code(), Some(1));
+    assert!(errors(&replayed).contains("job a: it is still queued or in flight"), "{}", errors(&replayed));
+    assert_eq!((deployment.count(JOBS).await.0, deployment.count(DEAD).await.0), (1, 1), "the letter stays");
 }
 
 #[tokio::test]

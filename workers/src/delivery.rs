@@ -12,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
+use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::{AckKind, Message};
 
 use bytes::Bytes;
@@ -139,9 +140,11 @@ impl Delivery {
             suspect: false,
         };
         if let Some(class) = outcome.dead_class() {
-            // What another delivery has answered is not dead.
-            if let Some(stored) = Box::pin(self.stored()).await {
-                return stored;
+            // What another delivery has answered is not dead, and its letter must not be written over.
+            match Box::pin(self.station.reply.stored(&self.result_subject)).await {
+                Ok(Some(stored)) => return Box::pin(self.answered_by(&stored)).await,
+                Ok(None) => {}
+                Err(error) => return retry("dead letter", error.to_string()),
             }
             if let Err(failure) = Box::pin(self.bury(class, &reason(&outcome))).await {
                 return retry("dead letter", failure.to_string());
@@ -161,9 +164,6 @@ impl Delivery {
             },
         };
         let stored = self.store(&line, || self.result_headers(status, kept.as_deref())).await;
-        if let (Some(name), false) = (&kept, matches!(stored, Ok(Stored::First))) {
-            self.station.bodies.drop_kept(name).await;
-        }
         match stored {
             Ok(Stored::First) => {
                 if let Some(class) = outcome.dead_class() {
@@ -171,22 +171,32 @@ impl Delivery {
                 }
                 outcome
             }
-            Ok(Stored::Already) => Box::pin(self.stored()).await.unwrap_or(Outcome::AlreadyStored { status }),
+            Ok(Stored::Already) => Box::pin(self.find_stored(kept)).await.unwrap_or(Outcome::AlreadyStored { status }),
             Err(failure) => retry("result", failure.to_string()),
         }
     }
 
+    /// The outcome of a job whose result cannot be stored because there is one. The body that was `kept` for it is dropped,
+    /// unless the result is the very one: stored, but confirmed to nobody.
+    async fn find_stored(&self, kept: Option<String>) -> Option<Outcome> {
+        let stored = self.station.reply.stored(&self.result_subject).await.ok()??;
+        let named = stored.headers.get(header::BODY).map(|name| name.as_str());
+        if let Some(name) = kept.filter(|name| named != Some(name.as_str())) {
+            self.station.bodies.drop_kept(&name).await;
+        }
+        Some(self.answered_by(&stored).await)
+    }
+
     /// The outcome of a job that has a result already. One that was published anew under its id has it sent again, for
     /// those who wait for it now.
-    async fn stored(&self) -> Option<Outcome> {
-        let stored = self.station.reply.stored(&self.result_subject).await?;
+    async fn answered_by(&self, stored: &StreamMessage) -> Outcome {
         if self.received.delivered == 1 {
-            self.station.reply.send_again(&stored).await;
+            self.station.reply.send_again(stored).await;
             if let Some(asked) = self.received.header(header::REPLY_TO) {
                 self.station.reply.copy_to(asked, stored.headers.clone(), stored.payload.clone()).await;
             }
         }
-        Some(Outcome::AlreadyStored { status: status_of(&stored) })
+        Outcome::AlreadyStored { status: status_of(stored) }
     }
 
     async fn store(&self, payload: &Bytes, headers: impl Fn() -> HeaderMap) -> Result<Stored, PublishFailure> {
@@ -217,10 +227,12 @@ impl Delivery {
     async fn bury(&self, class: DeadClass, reason: &str) -> Result<(), PublishFailure> {
         let came_with = self.received.message.headers.clone().unwrap_or_default();
         let mut headers = own_headers(&came_with, &[header::LANE, header::PUBLISHED]);
-        if let Some(name) = self.station.bodies.lay_by(&self.received).await? {
+        let mut payload = self.received.message.payload.clone();
+        if let Some(name) = self.station.bodies.lay_by(&self.received, &self.station.model.limits).await? {
             headers.insert(header::BODY, name);
+            payload = Bytes::new();
         }
-        let reason = reason.replace(['\r', '\n'], " ");
+        let reason = cut(&reason.replace(['\r', '\n'], " "), REASON_BYTES_MAX);
         headers.insert(header::ATTEMPT, self.attempts().current.to_string());
         headers.insert(header::WORKER, self.station.name.as_str());
         headers.insert(header::DEAD_CLASS, class.as_str());
@@ -236,7 +248,7 @@ impl Delivery {
                 tracing::warn!(job.id = self.job_id, class = class.as_str(), reason, "job given up");
             }
         }
-        self.station.reply.bury(&self.received.subject(), headers, self.received.message.payload.clone()).await
+        self.station.reply.bury(&self.received.subject(), headers, payload).await
     }
 
     /// Tells the server, and the job's log, how it ended. The one place that acknowledges.
@@ -368,6 +380,13 @@ impl Delivery {
 
 /// The server's payload limit counts headers too; those of a result take less than this.
 const HEADER_ROOM: usize = 4096;
+
+/// Of a dead letter's reason: it may be a producer's words, and a header has no room for all of them.
+const REASON_BYTES_MAX: usize = 1024;
+
+fn cut(text: &str, bytes_max: usize) -> String {
+    text[..text.floor_char_boundary(bytes_max)].to_owned()
+}
 
 /// Why a job is a dead letter, in words.
 fn reason(outcome: &Outcome) -> String {

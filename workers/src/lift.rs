@@ -13,14 +13,14 @@ use std::time::Duration;
 
 use async_nats::jetstream::message::{PublishMessage, StreamMessage};
 use async_nats::jetstream::{Context, kv, stream::Stream};
-use async_nats::{Client, HeaderMap, Message, Subscriber};
+use async_nats::{Client, HeaderMap, Subscriber};
 use connect::{PublishFailure, classify_publish};
 use futures::StreamExt;
 use schemas::subject::{LIFTED, Lane, Token, lane_filter};
 use schemas::{header, stream};
 use serde_json::json;
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::asked;
 use crate::joblog::rfc3339;
@@ -137,29 +137,16 @@ impl Tenants {
 
 /// Looks after one lane until `stop`.
 pub async fn look_after(station: Arc<Station>, lane: Lane, jobs: Stream<()>, stop: CancellationToken) {
-    let mut lifter = Lifter { station, lane, jobs, tenants: HashSet::new(), published: None };
-    let mut looks = tokio::time::interval(LOOK);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut lifter = Lifter { station, lane, jobs, stop, tenants: Arc::default(), listening: None };
     loop {
         tokio::select! {
-            () = stop.cancelled() => return,
-            _ = looks.tick() => match lifter.is_long() {
-                true => lifter.look().await,
-                false => lifter.rest(),
-            },
-            // As it comes: bodies of jobs are not to be heaped up.
-            message = next(&mut lifter.published) => match message {
-                Some(message) => lifter.note(&message.subject),
-                None => lifter.rest(),
-            },
+            () = lifter.stop.cancelled() => return,
+            () = tokio::time::sleep(LOOK) => {}
         }
-    }
-}
-
-async fn next(published: &mut Option<Subscriber>) -> Option<Message> {
-    match published {
-        Some(published) => published.next().await,
-        None => std::future::pending().await,
+        match lifter.is_long() {
+            true => lifter.look().await,
+            false => lifter.listening = None,
+        }
     }
 }
 
@@ -167,10 +154,22 @@ struct Lifter {
     station: Arc<Station>,
     lane: Lane,
     jobs: Stream<()>,
-    /// Those that may have jobs waiting.
-    tenants: HashSet<String>,
-    /// What is being published, while the queue is long.
-    published: Option<Subscriber>,
+    stop: CancellationToken,
+    /// Those that may have jobs waiting, as tokens of subjects.
+    tenants: Arc<Mutex<HashSet<String>>>,
+    /// Notes who publishes, while the queue is long.
+    listening: Option<AbortOnDropHandle<()>>,
+}
+
+/// Notes who publishes jobs. It takes them as they come: their bodies are not to be heaped up.
+async fn listen(mut published: Subscriber, tenants: Arc<Mutex<HashSet<String>>>) {
+    while let Some(message) = published.next().await {
+        let tenant = message.subject.split('.').nth(4).unwrap_or_default();
+        let mut tenants = tenants.lock().expect("no panic while held");
+        if tenants.len() < TENANTS_MAX && !tenants.contains(tenant) {
+            tenants.insert(tenant.to_owned());
+        }
+    }
 }
 
 impl Lifter {
@@ -180,11 +179,6 @@ impl Lifter {
         waiting > self.station.model.limits.in_flight as u64 && self.station.pace.seconds(waiting) > LONG
     }
 
-    fn rest(&mut self) {
-        self.published = None;
-        self.tenants.clear();
-    }
-
     async fn look(&mut self) {
         self.learn().await;
         if self.station.metrics.waiting(LIFTED) > 0 {
@@ -192,16 +186,21 @@ impl Lifter {
         }
         let limits = &self.station.model.limits;
         let enough = limits.batch.max(limits.in_flight / 4);
-        for tenant in self.tenants.iter().cloned().collect::<Vec<_>>() {
+        let tenants: Vec<String> = self.tenants.lock().expect("no panic while held").iter().cloned().collect();
+        for tenant in tenants {
             let (in_order, lifted) = self.station.held.count(self.lane, &tenant);
             // Its turn has come by itself, or nobody is in its way.
             if in_order > 0 || !self.station.held.has_others(self.lane, &tenant) {
                 continue;
             }
             for _ in lifted..enough {
+                if self.stop.is_cancelled() {
+                    return;
+                }
                 match self.lift_next(&tenant).await {
                     Ok(true) => {}
-                    Ok(false) => break,
+                    // One that has no room for two headers more is run in its turn, with those behind it.
+                    Ok(false) | Err(PublishFailure::TooLarge(_)) => break,
                     Err(failure) => {
                         tracing::warn!(%failure, "job not lifted; it is run in its turn");
                         return;
@@ -213,22 +212,17 @@ impl Lifter {
 
     /// Begins to learn who has jobs in the lane.
     async fn learn(&mut self) {
-        if self.published.is_some() {
+        if self.listening.as_ref().is_some_and(|listening| !listening.is_finished()) {
             return;
         }
         let token = self.station.model.token();
         // One of the workers is told of each job: together they know all tenants.
         let filter = lane_filter(&token, self.lane);
-        self.published = self.station.client.queue_subscribe(filter, LIFTED.to_owned()).await.ok();
-        self.tenants = self.station.tenants.of(&token, self.lane).await.into_iter().collect();
-    }
-
-    /// Notes who has published a job.
-    fn note(&mut self, subject: &str) {
-        let tenant = subject.split('.').nth(4).unwrap_or_default();
-        if self.tenants.len() < TENANTS_MAX && !self.tenants.contains(tenant) {
-            self.tenants.insert(tenant.to_owned());
-        }
+        let Ok(published) = self.station.client.queue_subscribe(filter, LIFTED.to_owned()).await else { return };
+        let known = self.station.tenants.of(&token, self.lane).await.into_iter().collect();
+        *self.tenants.lock().expect("no panic while held") = known;
+        let listening = tokio::spawn(listen(published, Arc::clone(&self.tenants)));
+        self.listening = Some(AbortOnDropHandle::new(listening));
     }
 
     /// Moves the next job of a tenant that is far enough from its turn. False if there is none.

@@ -24,8 +24,12 @@ use workers::worker::{Worker, watch_engine};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    // One thread does for the queue: the engine has threads of its own, and texts are tokenized apart.
-    process::run(Builder::new_current_thread(), run)
+    // One thread does for the queue: the engine has threads of its own, and texts are tokenized apart, by no more threads
+    // than the machine has use for.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut runtime = Builder::new_current_thread();
+    runtime.max_blocking_threads(2 * cores + 2);
+    process::run(runtime, run)
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {

@@ -43,7 +43,10 @@ where
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(program(cli)) {
+    let ended = runtime.block_on(program(cli));
+    // What still runs apart is nobody's any more.
+    runtime.shutdown_background();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{name}: {error:#}");

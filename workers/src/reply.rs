@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::{PublishMessage, StreamMessage};
+use async_nats::jetstream::stream::{DirectGetError, DirectGetErrorKind};
 use async_nats::jetstream::{self, Context};
 use backon::{ExponentialBuilder, Retryable};
 use bytes::Bytes;
@@ -48,8 +49,12 @@ impl Reply {
     }
 
     /// The job's stored result, if there is one.
-    pub async fn stored(&self, result_subject: &str) -> Option<StreamMessage> {
-        self.results.direct_get_last_for_subject(result_subject).await.ok()
+    pub async fn stored(&self, result_subject: &str) -> Result<Option<StreamMessage>, DirectGetError> {
+        match self.results.direct_get_last_for_subject(result_subject).await {
+            Ok(stored) => Ok(Some(stored)),
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Sends a stored result again to those who listen now.
@@ -136,13 +141,8 @@ impl Reply {
     }
 
     async fn persist(&self, subject: &str, message: impl Fn() -> PublishMessage) -> Result<(), PublishFailure> {
-        let backoff = ExponentialBuilder::default()
-            .with_min_delay(RETRY_FIRST)
-            .with_max_delay(RETRY_MAX)
-            .with_max_times(RETRIES_MAX)
-            .with_jitter();
         let attempt = || self.publish_once(subject, message());
-        attempt.retry(backoff).when(PublishFailure::is_transient).notify(report).await
+        attempt.retry(patience()).when(PublishFailure::is_transient).notify(report).await
     }
 
     async fn publish_once(&self, subject: &str, message: PublishMessage) -> Result<(), PublishFailure> {
@@ -159,7 +159,16 @@ impl Reply {
     }
 }
 
-fn report(failure: &PublishFailure, delay: Duration) {
+/// How often what a result needs is tried again while the server is away or full.
+pub fn patience() -> ExponentialBuilder {
+    ExponentialBuilder::default()
+        .with_min_delay(RETRY_FIRST)
+        .with_max_delay(RETRY_MAX)
+        .with_max_times(RETRIES_MAX)
+        .with_jitter()
+}
+
+pub fn report(failure: &PublishFailure, delay: Duration) {
     tracing::warn!(%failure, ?delay, "result not stored yet");
 }
 

@@ -40,7 +40,7 @@ pub struct Letter {
 /// A letter with all that is in it.
 #[derive(Clone, Debug)]
 pub struct OpenLetter {
-    /// The job as it came, or its bytes as text where they are no job.
+    /// The job as it came, or its bytes as text where they are no job, or null where its body has expired.
     pub body: Value,
     /// What happened to it in its last life.
     pub log: Vec<LogRecord>,
@@ -97,9 +97,12 @@ impl Letter {
 }
 
 impl OpenLetter {
-    pub(super) fn new(letter: &Letter, payload: Bytes) -> anyhow::Result<Self> {
-        let decoded: Result<Value, DecodeError> = decode(Some(&letter.headers), &payload);
-        let body = decoded.unwrap_or_else(|_| String::from_utf8_lossy(&payload).into_owned().into());
+    pub(super) fn new(letter: &Letter, payload: Option<Bytes>) -> anyhow::Result<Self> {
+        let read = |payload: Bytes| {
+            let decoded: Result<Value, DecodeError> = decode(Some(&letter.headers), &payload);
+            decoded.unwrap_or_else(|_| String::from_utf8_lossy(&payload).into_owned().into())
+        };
+        let body = payload.map_or(Value::Null, read);
         let log = letter.headers.get(header::DEAD_LOG);
         let log = log.map_or(Ok(Vec::new()), |value| serde_json::from_str(value.as_str()));
         Ok(Self { body, log: log.unwrap_or_default(), history: letter.history().unwrap_or_default() })

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
-use connect::bucket::BODY_BYTES_MAX;
+use connect::bucket::{BODY_BYTES_MAX, BucketError};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use schemas::header::{self, DeadClass};
 use schemas::stream::DEAD;
@@ -103,8 +103,13 @@ impl Client {
         let message = dead.direct_get(letter.sequence).await;
         let message = message.with_context(|| format!("dead letter {}", letter.job_id))?;
         let payload = match letter.body_name() {
-            Some(name) => self.blobs.get(name, BODY_BYTES_MAX).await?,
-            None => message.payload,
+            Some(name) => match self.dead.get(name, BODY_BYTES_MAX).await {
+                Ok(body) => Some(body),
+                // The letter outlives it.
+                Err(BucketError::Gone { .. }) => None,
+                Err(error) => return Err(error.into()),
+            },
+            None => Some(message.payload),
         };
         OpenLetter::new(letter, payload)
     }
@@ -112,9 +117,13 @@ impl Client {
     /// Deletes a letter, and its body.
     pub async fn delete_dead(&self, letter: &Letter) -> anyhow::Result<()> {
         self.delete_letter(letter).await?;
-        // What is left over after a crash expires.
         if let Some(name) = letter.body_name() {
-            self.blobs.remove(name).await?;
+            // What is left over after a crash expires.
+            self.dead.remove(name).await?;
+            // A replay that was cut off before it sent the job may have put it there.
+            if self.queued_job(letter.tokens()).await?.is_none() {
+                self.inputs.remove(&letter.tokens().input_name()).await?;
+            }
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use async_nats::HeaderMap;
 use async_nats::jetstream::message::{PublishMessage, StreamMessage};
 use connect::bucket::BODY_BYTES_MAX;
-use schemas::subject::{Address, JobId, LIFTED, Lane, Token};
+use schemas::subject::{Address, JobId, LIFTED, Lane, ReplyTokens, Token};
 use schemas::{header, stream};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -14,6 +14,7 @@ use time::format_description::well_known::Rfc3339;
 use super::Letter;
 use crate::client::{Client, stream_handle};
 use crate::submission::WhenFull;
+use crate::submit::Submitted;
 
 /// What became of a letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,52 +54,63 @@ impl Client {
         let message = dead.direct_get(letter.sequence).await;
         let message = message.with_context(|| format!("dead letter {}", letter.job_id))?;
         let mut headers = headers(letter, &address, OffsetDateTime::now_utc())?;
-        if !self.forget_result(&address).await? {
+        let had_deadline = letter.headers.get(header::DEADLINE).is_some();
+        let replayed = Replayed::Queued { without_deadline: had_deadline && headers.get(header::DEADLINE).is_none() };
+        if let Some(queued) = self.queued_job(letter.tokens()).await? {
+            // A replay that was cut off has sent it. Anything else is the last life of the job, which is not over yet.
+            let is_sent = queued.headers.get(header::HISTORY) == headers.get(header::HISTORY);
+            anyhow::ensure!(
+                is_sent,
+                "job {}: it is still queued or in flight; try again when it has its result",
+                letter.job_id
+            );
+            self.delete_letter(letter).await?;
+            return Ok(replayed);
+        }
+        let result = self.stored(&Token::encode(&address.tenant)?, &address.job_id).await?;
+        if result.as_ref().is_some_and(is_answer) {
             self.delete_dead(letter).await?;
             return Ok(Replayed::Answered);
         }
         if let Some(name) = letter.body_name() {
-            headers.insert(header::BODY, self.restore_body(letter, name).await?);
+            let input = letter.tokens().input_name();
+            let body = self.dead.get(name, BODY_BYTES_MAX).await?;
+            self.put_input(&input, &body, WhenFull::Wait).await?;
+            headers.insert(header::BODY, input);
+        }
+        if let Some(result) = result {
+            self.forget_result(&result).await?;
         }
         self.forget_attempts(letter.tokens()).await?;
         let publish = || PublishMessage::build().payload(message.payload.clone()).headers(headers.clone());
-        self.publish(&address, WhenFull::Wait, publish).await?;
-        self.delete_dead(letter).await?;
-        let had_deadline = letter.headers.get(header::DEADLINE).is_some();
-        Ok(Replayed::Queued { without_deadline: had_deadline && headers.get(header::DEADLINE).is_none() })
-    }
-
-    /// Puts the body of a letter back to where jobs have theirs, and gives its name there.
-    async fn restore_body(&self, letter: &Letter, name: &str) -> anyhow::Result<String> {
-        let input = letter.tokens().input_name();
-        // The job of a replay that was cut off may be using it.
-        if !self.is_sent_again(letter).await? {
-            let body = self.blobs.get(name, BODY_BYTES_MAX).await?;
-            self.put_input(&input, &body, WhenFull::Wait).await?;
+        let submitted = self.publish(&address, WhenFull::Wait, publish).await?;
+        anyhow::ensure!(submitted == Submitted::Queued, "job {}: it was sent again by somebody else", letter.job_id);
+        self.delete_letter(letter).await?;
+        if let Some(name) = letter.body_name() {
+            self.dead.remove(name).await?;
         }
-        Ok(input)
+        Ok(replayed)
     }
 
-    /// Whether the job of a letter waits or runs: a replay was cut off before it deleted the letter.
-    async fn is_sent_again(&self, letter: &Letter) -> anyhow::Result<bool> {
-        let tenant = Token::encode(&letter.tenant)?;
-        Ok(!self.queued(&tenant, &JobId::new(letter.job_id.as_str())?).await?.is_empty())
-    }
-
-    /// Deletes the stored result, which would stand before the new one; false if it is an answer, which is kept.
-    async fn forget_result(&self, address: &Address) -> anyhow::Result<bool> {
-        let tenant = Token::encode(&address.tenant)?;
-        let Some(stored) = self.stored(&tenant, &address.job_id).await? else { return Ok(true) };
-        if is_answer(&stored) {
-            return Ok(false);
+    /// The job of that id that waits or runs.
+    pub(super) async fn queued_job(&self, tokens: ReplyTokens<'_>) -> anyhow::Result<Option<StreamMessage>> {
+        let tenant = Token::encode(&Token::decode(tokens.tenant)?)?;
+        let subjects = self.queued(&tenant, &JobId::new(tokens.job_id)?).await?;
+        match subjects.first() {
+            Some(subject) => self.job_at(subject).await,
+            None => Ok(None),
         }
+    }
+
+    /// Deletes the result that says the job failed, which would stand before the new one.
+    async fn forget_result(&self, result: &StreamMessage) -> anyhow::Result<()> {
         let results = stream_handle(&self.connection.jetstream, stream::RESULTS).await?;
-        let purged = results.purge().filter(stored.subject.as_str()).await;
+        let purged = results.purge().filter(result.subject.as_str()).await;
         purged.context("the earlier result could not be deleted")?;
-        if let Some(name) = stored.headers.get(header::BODY) {
+        if let Some(name) = result.headers.get(header::BODY) {
             self.blobs.remove(name.as_str()).await?;
         }
-        Ok(true)
+        Ok(())
     }
 }
 

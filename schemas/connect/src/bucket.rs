@@ -30,7 +30,7 @@ pub const BODY_BYTES_MAX: usize = 64 << 20;
 const CHUNK_BYTES_MAX: usize = 128 * 1024;
 /// Chunks on their way to the server at a time.
 const CHUNKS_UNCONFIRMED: usize = 8;
-/// How long the next part of an object may take: chunks that are gone never come.
+/// How long the next part of an object may take.
 const READ_SILENCE: Duration = Duration::from_secs(10);
 
 /// One object store. It is looked up when it is first needed, and once.
@@ -95,8 +95,23 @@ impl Bucket {
                 Ok(Ok(_)) if body.len() > bytes => return Err(self.failed("more bytes than it says it has")),
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => return Err(self.failed(error)),
-                Err(_) => return Err(gone()),
+                // Chunks that are gone never come, nor does anything while the server is away.
+                Err(_) => return Err(self.explain_silence(name).await),
             }
+        }
+    }
+
+    async fn explain_silence(&self, name: &str) -> BucketError {
+        let found = match self.store().await {
+            Ok(store) => store.info(name).await,
+            Err(error) => return error,
+        };
+        match found {
+            Err(error) if error.kind() == InfoErrorKind::NotFound => {
+                BucketError::Gone { bucket: self.name, name: name.to_owned() }
+            }
+            Ok(_) => self.failed(format!("parts of {name:?} did not come within {READ_SILENCE:?}")),
+            Err(error) => self.failed(error),
         }
     }
 

@@ -35,8 +35,9 @@ impl Delivery {
     /// What becomes of the job.
     pub(super) async fn decide(&self) -> Outcome {
         let is_redelivered = self.received.delivered > 1;
-        if is_redelivered && let Some(stored) = Box::pin(self.stored()).await {
-            return stored;
+        // Where it cannot be seen whether there is a result, storing one will tell.
+        if is_redelivered && let Some(outcome) = Box::pin(self.find_stored(None)).await {
+            return outcome;
         }
         let limit = self.station.model.limits.attempts;
         let (max, wrong) = match self.received.attempts_max(limit) {
