@@ -16,7 +16,7 @@ class Batch:
 
     submitted = 0
 
-    def __init__(self, name, embeddings=300, chats=4):
+    def __init__(self, name, embeddings=300, chats=30):
         self.name = name
         self.container = f"{os.environ['COMPOSE_PROJECT_NAME']}-batch-{name}"
         bodies = [{"model": EMBED, "input": f"{name} {number} {WORDS * 4}"} for number in range(embeddings)]
@@ -39,8 +39,11 @@ class Batch:
     def answered(self):
         return read(self.container, f"/data/{self.name}.jsonl").count("\n")
 
+    def is_running(self):
+        return inspect(self.container)["State"]["Running"]
+
     def finish(self):
-        eventually(f"{self.name}: the batch has ended", lambda: not inspect(self.container)["State"]["Running"], 300)
+        eventually(f"{self.name}: the batch has ended", lambda: not self.is_running(), 300)
         code = inspect(self.container)["State"]["ExitCode"]
         rows = [json.loads(line) for line in read(self.container, f"/data/{self.name}.jsonl").splitlines()]
         times = Counter(row["custom_id"] for row in rows if row["response"]["status_code"] == 200)

@@ -99,6 +99,7 @@ def check_kills():
         batch = Batch(f"kill-{service}").start()
         name = container(service)
         docker("kill", name)
+        check(f"kill-{service}: it died amid the batch", batch.is_running())
         # The other worker of this model does without it; all else stands still until it is back, or was not needed.
         if service == "worker-embed":
             answered |= batch.finish()
@@ -133,10 +134,11 @@ def crash():
 def check_partition():
     """The only worker of a model loses the network for longer than a health check needs to see it."""
     name, network = container("worker-generate"), f"{PROJECT}_queue"
-    batch = Batch("partition", chats=12).start()
+    batch = Batch("partition", chats=60).start()
     docker("network", "disconnect", network, name)
     eventually(f"partition: {name} is seen to be unhealthy", lambda: health(name) == "unhealthy")
-    check("partition: it was not restarted for it", inspect(name)["State"]["Running"])
+    check("partition: it was not restarted for it", inspect(name)["RestartCount"] == 0 and inspect(name)["State"]["Running"])
+    check("partition: its jobs wait meanwhile", batch.is_running())
     # Compose gave it this name in the network, by which Prometheus finds it.
     docker("network", "connect", "--alias", "worker-generate", network, name)
     answered = batch.finish()
