@@ -5,7 +5,7 @@ CARGO := cargo --locked
 DENY_VERSION := 0.20.2
 DENY := $(abspath $(BIN))/../tools/bin/cargo-deny
 
-.PHONY: help build demo test check check-deploy bench chaos fuzz schemas fmt
+.PHONY: help build demo test check check-deploy bench chaos fuzz images compose-test schemas fmt
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
@@ -50,6 +50,13 @@ chaos: build ## break everything on purpose, long, and account for every job
 # FUZZ_SECONDS: for each target, 60 unless given; `tests/fuzz/run.sh grow` also keeps what it found in the corpus.
 fuzz: ## feed every decoder with inputs that reach ever more of it
 	tests/fuzz/run.sh
+
+# IMAGE_PREFIX, RUST_IMAGE and more: docker/build.sh says what it reads.
+images: ## build every image
+	docker/build.sh
+
+compose-test: ## build every image, run the Compose stack and break it
+	docker/test.sh
 
 schemas: ## write schemas/json anew from the types
 	$(CARGO) run --release -p schemas --example generate

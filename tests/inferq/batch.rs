@@ -3,11 +3,12 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use schemas::stream::{JOBS, RESULTS};
 use serde_json::{Value, json};
 
-use crate::support::{Deployment, echo_registry, eventually, program, signal};
+use crate::support::{Deployment, echo_registry, eventually, lasting, program, signal};
 
 const ROWS: usize = 2_000;
 /// Every so many rows, one is refused by the worker.
@@ -120,6 +121,24 @@ async fn a_run_killed_in_the_middle_goes_on_without_sending_or_losing_a_row_twic
     assert!(String::from_utf8_lossy(&again.stdout).contains("2000 from an earlier run"));
     assert_eq!(deployment.count(JOBS).await.1, ROWS as u64);
     drop(worker);
+}
+
+#[tokio::test]
+async fn a_run_goes_on_after_the_server_was_killed() {
+    let deployment = Deployment::new(&echo_registry(20, "in_flight = 8\nbatch = 8\nack_wait_seconds = 2")).await;
+    let _worker = deployment.worker("echo").await;
+    let files = write_input(deployment.folder.path(), (0..ROWS).map(row));
+    let running = start(&deployment, &files);
+    eventually("rows are answered", async || (deployment.count(RESULTS).await.0 > 0).then_some(())).await;
+    deployment.server.kill();
+    // For longer than a reader waits for the server's heartbeat.
+    lasting(Duration::from_secs(3)).await;
+    deployment.server.restart();
+    let output = running.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains("2000 rows in"), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    check_outputs(&files);
+    assert_eq!(deployment.count(RESULTS).await, (ROWS as u64, ROWS as u64), "one result for each job");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::process::Command;
 use schemas::codec::Encoding;
 use schemas::stream::{JOBS, RESULTS};
 
-use crate::support::{Deployment, chat, content, echo_registry, eventually, program, provenance, run};
+use crate::support::{Deployment, chat, content, echo_registry, eventually, free_port, program, provenance, run};
 
 /// Publishes so many jobs and gives their ids.
 async fn submit_many(deployment: &Deployment, count: usize) -> Vec<String> {
@@ -97,6 +97,32 @@ async fn a_worker_waits_for_setup_and_starts_when_it_was_done() {
     assert_eq!(content(&deployment.result(&id).await.1), "0");
     waiting.kill().unwrap();
     waiting.wait().unwrap();
+}
+
+#[tokio::test]
+async fn health_says_whether_the_program_at_the_admin_address_is_ready() {
+    let deployment = Deployment::new(&echo_registry(0, "")).await;
+    let jetstream = &deployment.client.connection.jetstream;
+    jetstream.delete_consumer_from_stream("echo_flex", JOBS).await.unwrap();
+    let admin = format!("0.0.0.0:{}", free_port());
+    let health = |name: &str| {
+        // As in a container: the address and more is in the environment.
+        let environment = [("INFERQ_ADMIN", admin.as_str()), ("INFERQ_MODEL", "echo")];
+        let output = run(&program(name), &["health"], &environment);
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for name in ["inferq-worker", "inferq-logger"] {
+        let (code, says) = health(name);
+        assert!(code == Some(1) && says.contains("give the address"), "{name}: {code:?} {says}");
+    }
+    let _worker = deployment.spawn_worker("echo", &["--admin", &admin]);
+    eventually("the worker listens and waits for its consumers", async || {
+        (health("inferq-worker") == (Some(1), "inferq-worker: not ready: starting\n".to_owned())).then_some(())
+    })
+    .await;
+    assert!(deployment.inferq(&["setup", "--registry", deployment.registry.to_str().unwrap()]).status.success());
+    eventually("the worker is ready", async || (health("inferq-worker").0 == Some(0)).then_some(())).await;
+    assert_eq!(health("inferq-logger").0, Some(0), "it asks the same question");
 }
 
 #[tokio::test]

@@ -41,7 +41,7 @@ pub struct WorkerArgs {
     #[arg(long, env = "INFERQ_WORKER_NAME", value_name = "NAME")]
     pub name: Option<String>,
     /// Address of /livez, /readyz and /metrics; port 0 takes a free one
-    #[arg(long, env = "INFERQ_ADMIN", default_value = "127.0.0.1:9464", value_name = "ADDRESS")]
+    #[arg(long, env = "INFERQ_ADMIN", default_value = "127.0.0.1:9464", global = true, value_name = "ADDRESS")]
     pub admin: SocketAddr,
     /// Seconds to finish jobs after SIGTERM before they are handed back
     #[arg(long, env = "INFERQ_GRACE_SECONDS", default_value_t = 25, value_name = "SECONDS")]
@@ -84,6 +84,8 @@ pub enum LogFormat {
 pub enum Command {
     /// Fetch the model's files into the cache, verify them and print where they are
     Fetch(FetchArgs),
+    /// Ask the worker at --admin whether it is ready; exits with 1 when it is not
+    Health,
 }
 
 #[derive(Args, Debug)]

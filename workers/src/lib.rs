@@ -13,6 +13,7 @@ mod delivery;
 pub mod endpoint;
 pub mod engine;
 pub mod fetch;
+pub mod health;
 mod joblog;
 mod lift;
 pub mod logger;

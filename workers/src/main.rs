@@ -13,6 +13,7 @@ use workers::admin::{self, Admin, Phase};
 use workers::config::{Cli, Command, FetchArgs, FileArgs};
 use workers::engine::{self, thread};
 use workers::fetch::{Fetcher, Progress, Request};
+use workers::health;
 use workers::metrics::{Metrics, Readings};
 use workers::presence;
 use workers::process::{self, Usage};
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
 async fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Some(Command::Fetch(args)) => fetch(args, &cli.files).await,
+        Some(Command::Health) => Ok(health::check(cli.worker.admin).await?),
         None => serve(cli).await,
     }
 }

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use async_nats::HeaderMap;
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use backon::{ExponentialBuilder, Retryable};
 use bytes::Bytes;
 use connect::bucket::{BODY_BYTES_MAX, BucketError};
 use futures::StreamExt;
@@ -35,6 +36,11 @@ const TICK: Duration = Duration::from_millis(250);
 const SILENCE: Duration = Duration::from_secs(15);
 /// How long a resumed run waits for one more stored result before it takes them all as read.
 const CATCH_UP_SILENCE: Duration = Duration::from_secs(10);
+/// How often the reader of results may be lost without having read anything in between.
+const LOSSES_MAX: u32 = 10;
+/// Between two tries to open it again, at most, and how many there are: a server may be away for about a minute.
+const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(5);
+const REOPEN_TRIES: usize = 16;
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -118,9 +124,10 @@ pub async fn run(
     let last_result = last_result(&client).await?;
     // A server whose data was made anew counts from 1 again.
     state.results_after = state.results_after.min(last_result);
-    let (mut results, pending) = results(&client, &state).await?;
+    let (mut results, pending) = results(&client, &state.tenant, state.results_after).await?;
     let submitted = Bits::new(state.rows);
-    let mut run = Run { clients, options, state, outputs, resumed, submitted, in_flight: 0 };
+    let seen = state.results_after;
+    let mut run = Run { clients, options, state, outputs, resumed, submitted, in_flight: 0, seen };
     run.tell(progress, Stage::CatchingUp);
     if is_resumed && pending > 0 && run.outputs.done.count() < run.state.rows {
         run.catch_up(&client, last_result, &mut results).await?;
@@ -141,6 +148,8 @@ struct Run<'a> {
     resumed: u64,
     submitted: Bits,
     in_flight: u64,
+    /// The sequence of the last result that was read.
+    seen: u64,
 }
 
 type Results = futures::stream::BoxStream<'static, anyhow::Result<Message>>;
@@ -174,14 +183,26 @@ impl Run<'_> {
         let mut publishing = FuturesUnordered::new();
         let mut ticks = tokio::time::interval(TICK);
         let mut last_result = Instant::now();
+        let mut losses = 0;
         while self.outputs.done.count() < self.state.rows {
             let has_room = self.in_flight < self.options.window as u64;
             tokio::select! {
                 () = stop.cancelled() => return Ok(true),
-                Some(message) = results.next() => {
-                    last_result = Instant::now();
-                    self.take(client, &message?).await?;
-                }
+                Some(message) = results.next() => match message {
+                    Ok(message) => {
+                        (last_result, losses) = (Instant::now(), 0);
+                        self.take(client, &message).await?;
+                    }
+                    Err(error) if losses == LOSSES_MAX => return Err(error),
+                    Err(error) => {
+                        losses += 1;
+                        tracing::warn!(error = format!("{error:#}"), "the reader of results is lost, opening it again");
+                        tokio::select! {
+                            () = stop.cancelled() => return Ok(true),
+                            opened = self.reopen(client) => *results = opened?,
+                        }
+                    }
+                },
                 Some((row, published)) = publishing.next(), if !publishing.is_empty() => self.published(row, published)?,
                 row = rows.recv(), if has_room && !all_read => match row {
                     Some(row) => {
@@ -211,6 +232,15 @@ impl Run<'_> {
         Ok(false)
     }
 
+    /// A reader that goes on where the lost one was. A server that was killed has forgotten the consumer, and a while
+    /// after it is back it may still say so.
+    async fn reopen(&self, client: &Client) -> anyhow::Result<Results> {
+        tokio::time::sleep(TICK).await;
+        let open = || results(client, &self.state.tenant, self.seen);
+        let tries = ExponentialBuilder::default().with_max_delay(REOPEN_PAUSE_MAX).with_max_times(REOPEN_TRIES);
+        Ok(open.retry(tries.with_jitter()).await?.0)
+    }
+
     /// Asks for the results of the rows in flight one by one: the reader may have lost its place with the server's data.
     async fn look_up(&mut self, client: &Client) -> anyhow::Result<()> {
         let results = client.connection.jetstream.get_stream_no_info(stream::RESULTS).await?;
@@ -230,6 +260,7 @@ impl Run<'_> {
 
     /// Takes a result that may be one of ours.
     async fn take(&mut self, client: &Client, message: &Message) -> anyhow::Result<()> {
+        self.seen = message.info().map_err(anyhow::Error::from_boxed)?.stream_sequence;
         let job_id = message.subject.rsplit('.').next().unwrap_or_default();
         let Some(row) = row_of(job_id, &self.state.batch_id) else { return Ok(()) };
         self.answered(client, row, message.headers.as_ref(), &message.payload).await
@@ -342,13 +373,13 @@ async fn begin(client: &Client, options: &Options, checked: &Checked) -> anyhow:
     Ok(state)
 }
 
-/// All results of the tenant since the run began, in order and without gaps, over reconnects too.
-async fn results(client: &Client, state: &State) -> anyhow::Result<(Results, u64)> {
+/// All results of the tenant after a sequence, in order and without gaps, over reconnects too.
+async fn results(client: &Client, tenant: &str, after: u64) -> anyhow::Result<(Results, u64)> {
     let stream = client.connection.jetstream.get_stream_no_info(stream::RESULTS).await?;
-    let tenant = Token::encode(&state.tenant)?;
+    let tenant = Token::encode(tenant)?;
     let config = pull::OrderedConfig {
         filter_subject: ReplyTokens { tenant: tenant.as_str(), job_id: "*" }.result_subject(),
-        deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: state.results_after + 1 },
+        deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
         ..Default::default()
     };
     let consumer = stream.create_consumer(config).await?;

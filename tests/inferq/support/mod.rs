@@ -24,6 +24,8 @@ pub use programs::{program, python, run, signal};
 #[allow(unused_imports, reason = "the chaos program names them")]
 pub use proxy::{Line, Proxy};
 pub use server::Server;
+#[allow(unused_imports, reason = "the tests name it")]
+pub use server::free_port;
 
 /// How long anything may take that takes no time on an idle machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -8,7 +8,8 @@ use tokio::runtime::Builder;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use workers::admin::{self, Admin, Phase};
-use workers::logger::config::Cli;
+use workers::health;
+use workers::logger::config::{Cli, Command};
 use workers::logger::metrics::Metrics;
 use workers::logger::{self, Sink};
 use workers::process;
@@ -21,6 +22,13 @@ fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Some(Command::Health) => Ok(health::check(cli.admin).await?),
+        None => serve(cli).await,
+    }
+}
+
+async fn serve(cli: Cli) -> anyhow::Result<()> {
     process::start_log(&cli.log)?;
     let sink = Sink::open(&cli.out, cli.rotate_bytes, cli.keep)?;
     let stop = process::stop_on_signal()?;
