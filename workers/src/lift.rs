@@ -9,7 +9,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::message::{PublishMessage, StreamMessage};
 use async_nats::jetstream::{Context, kv, stream::Stream};
@@ -31,6 +31,8 @@ use crate::station::Station;
 const LOOK: Duration = Duration::from_millis(100);
 /// Queues that take fewer seconds than this are left alone.
 const LONG: f64 = 1.0;
+/// How often it reads who was noted, while a queue is long. Tenants in accounts of their own are not heard of otherwise.
+const LEARN: Duration = Duration::from_secs(1);
 /// Tenants that are looked after at a time.
 const TENANTS_MAX: usize = 4096;
 
@@ -128,16 +130,18 @@ impl Tenants {
     }
 
     async fn of(&self, model: &Token, lane: Lane) -> Vec<String> {
-        let prefix = stream::tenant_key(model, lane, "");
-        let Ok(keys) = self.noted.keys().await else { return Vec::new() };
-        let tenant = |key: String| key.strip_prefix(&prefix).map(str::to_owned);
-        keys.filter_map(|key| async { key.ok().and_then(tenant) }).take(TENANTS_MAX).collect().await
+        let prefix = format!("$KV.{}.{}", stream::TENANTS_BUCKET, stream::tenant_key(model, lane, ""));
+        // Without a consumer, which the bucket's own list of keys would make.
+        let Ok(subjects) = self.noted.stream.info_with_subjects(format!("{prefix}*")).await else { return Vec::new() };
+        let tenant = |subject: String| subject.strip_prefix(&prefix).map(str::to_owned);
+        let tenants = subjects.filter_map(|found| async { found.ok().and_then(|(subject, _)| tenant(subject)) });
+        tenants.take(TENANTS_MAX).collect().await
     }
 }
 
 /// Looks after one lane until `stop`.
 pub async fn look_after(station: Arc<Station>, lane: Lane, jobs: Stream<()>, stop: CancellationToken) {
-    let mut lifter = Lifter { station, lane, jobs, tenants: HashSet::new(), published: None };
+    let mut lifter = Lifter { station, lane, jobs, tenants: HashSet::new(), published: None, learned: None };
     let mut looks = tokio::time::interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -171,6 +175,8 @@ struct Lifter {
     tenants: HashSet<String>,
     /// What is being published, while the queue is long.
     published: Option<Subscriber>,
+    /// When it was last read who was noted.
+    learned: Option<Instant>,
 }
 
 impl Lifter {
@@ -182,6 +188,7 @@ impl Lifter {
 
     fn rest(&mut self) {
         self.published = None;
+        self.learned = None;
         self.tenants.clear();
     }
 
@@ -211,16 +218,18 @@ impl Lifter {
         }
     }
 
-    /// Begins to learn who has jobs in the lane.
+    /// Learns who has jobs in the lane, from those who publish and from what was noted.
     async fn learn(&mut self) {
-        if self.published.is_some() {
-            return;
-        }
         let token = self.station.model.token();
-        // One of the workers is told of each job: together they know all tenants.
-        let filter = lane_filter(&token, self.lane);
-        self.published = self.station.client.queue_subscribe(filter, LIFTED.to_owned()).await.ok();
-        self.tenants = self.station.tenants.of(&token, self.lane).await.into_iter().collect();
+        if self.published.is_none() {
+            // One of the workers is told of each job: together they know all tenants.
+            let filter = lane_filter(&token, self.lane);
+            self.published = self.station.client.queue_subscribe(filter, LIFTED.to_owned()).await.ok();
+        }
+        if self.learned.is_none_or(|learned| learned.elapsed() >= LEARN) {
+            self.learned = Some(Instant::now());
+            self.tenants.extend(self.station.tenants.of(&token, self.lane).await);
+        }
     }
 
     /// Notes who has published a job.
