@@ -1,5 +1,6 @@
 //! The tests of inferq as a whole, in one binary. Each test has a nats-server, a data folder and ports of its own.
 
+mod attacks;
 mod bad_input;
 mod batch;
 mod bodies;
@@ -15,9 +16,12 @@ mod interop;
 mod lifecycle;
 mod logger;
 mod numerics;
+mod rotation;
+mod secrets;
 mod status;
 mod submit;
 mod support;
+mod tenants;
 mod tidy;
 mod tokens;
 mod topology;
