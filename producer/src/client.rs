@@ -6,19 +6,23 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::DirectGetErrorKind;
-use async_nats::jetstream::{Context, stream::Stream};
+use async_nats::jetstream::{Context, Message, stream::Stream};
 use bytes::Bytes;
 use connect::Connection;
 use connect::bucket::{BODY_BYTES_MAX, Bucket, BucketError};
+use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use schemas::codec::{DecodeError, Encoding};
 use schemas::log::LogMessage;
 use schemas::result::JobResult;
 use schemas::subject::{JobId, Lane, ReplyTokens, Token, lane_filter, live_subject};
 use schemas::{header, stream};
+use tokio::sync::OnceCell;
+use uuid::Uuid;
 
+use crate::reach::Reach;
 use crate::tenants::Noted;
+
 /// A live result may be missed (core NATS drops for slow readers); the stored one is looked up this often.
 const LOOK_UP_EVERY: Duration = Duration::from_secs(5);
 
@@ -33,6 +37,9 @@ pub struct Client {
     /// Bodies of dead letters over the payload limit.
     pub(crate) dead: Arc<Bucket>,
     pub(crate) noted: Arc<Noted>,
+    pub(crate) reach: Arc<OnceCell<Reach>>,
+    /// Part of every message id, so that nobody else can tell it.
+    pub(crate) salt: Uuid,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -61,17 +68,21 @@ impl Client {
         let bucket = |name| Arc::new(Bucket::new(connection.jetstream.clone(), name));
         let (inputs, blobs) = (bucket(stream::INPUTS_BUCKET), bucket(stream::BLOBS_BUCKET));
         let dead = bucket(stream::DEAD_BUCKET);
-        Self { inputs, blobs, dead, noted: Arc::default(), connection }
+        let (noted, reach, salt) = (Arc::default(), Arc::default(), Uuid::now_v7());
+        Self { inputs, blobs, dead, noted, reach, salt, connection }
     }
 
     /// Whether the job stream takes jobs of that model and lane.
     pub async fn is_registered(&self, model: &str, lane: Lane) -> Result<bool, ReadError> {
         let Ok(token) = Token::encode(model) else { return Ok(false) };
+        if self.reach().await? == Reach::Own {
+            return self.has_consumer(&token, lane).await;
+        }
         let filter = lane_filter(&token, lane);
         Ok(self.job_subjects().await?.contains(&filter))
     }
 
-    /// The models and lanes the job stream takes.
+    /// The models and lanes the job stream takes. Not for a tenant's own credentials: streams are not described to them.
     pub async fn registered(&self) -> Result<Vec<(String, Lane)>, ReadError> {
         let read = |subject: String| {
             let mut tokens = subject.split('.').skip(2);
@@ -108,16 +119,7 @@ impl Client {
 
     /// The message of the stored result.
     pub(crate) async fn stored(&self, tenant: &Token, job_id: &JobId) -> Result<Option<StreamMessage>, ReadError> {
-        let subject = result_subject(tenant, job_id);
-        let results = stream_handle(&self.connection.jetstream, stream::RESULTS).await?;
-        match results.direct_get_last_for_subject(subject).await {
-            Ok(message) => Ok(Some(message)),
-            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
-            Err(error) => match error.to_string() {
-                text if text.contains("no responders") => Err(ReadError::NoStream(stream::RESULTS)),
-                text => Err(ReadError::Server(text)),
-            },
-        }
+        self.last_message(stream::RESULTS, &result_subject(tenant, job_id)).await
     }
 
     /// The payload of a result, from the message or from the object that it names.
@@ -152,13 +154,17 @@ impl Client {
         }
     }
 
-    /// The log of a job. Ends after what is stored; with `follow` it goes on until the caller stops reading.
+    /// The log of a job. Ends after what is stored; with `follow` it goes on until the caller stops reading. To a tenant's
+    /// own credentials only the last message of what is stored is shown.
     pub async fn logs(
         &self,
         tenant: &Token,
         job_id: &JobId,
         follow: bool,
-    ) -> Result<impl futures::Stream<Item = Result<LogMessage, ReadError>> + use<>, ReadError> {
+    ) -> Result<BoxStream<'static, Result<LogMessage, ReadError>>, ReadError> {
+        if self.reach().await? == Reach::Own {
+            return self.last_logs(log_subject(tenant, job_id), follow).await;
+        }
         let logs = stream_handle(&self.connection.jetstream, stream::LOGS).await?;
         let config = pull::OrderedConfig {
             filter_subject: log_subject(tenant, job_id),
@@ -169,10 +175,11 @@ impl Client {
         let stored = consumer.cached_info().num_pending;
         let messages = consumer.messages().await.map_err(server)?;
         let limit = if follow { usize::MAX } else { usize::try_from(stored).unwrap_or(usize::MAX) };
-        Ok(messages.take(limit).map(|message| {
+        let read = |message: Result<Message, _>| {
             let message = message.map_err(server)?;
             decode(message.headers.as_ref(), &message.payload).map_err(ReadError::from)
-        }))
+        };
+        Ok(messages.take(limit).map(read).boxed())
     }
 }
 

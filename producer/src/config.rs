@@ -1,6 +1,7 @@
 //! The command line of `inferq`, and the environment variables that stand in for its flags.
 
 pub mod dead;
+pub mod tenants;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use connect::NatsArgs;
 use schemas::subject::{JobId, Lane};
 
 use self::dead::DeadCommand;
+use self::tenants::TenantsCommand;
 
 /// Asynchronous inference over NATS JetStream: publish jobs, read their results, run batch files.
 #[derive(Parser, Debug)]
@@ -56,6 +58,9 @@ pub enum Command {
     /// Look after dead letters: jobs that workers have given up
     #[command(subcommand)]
     Dead(DeadCommand),
+    /// Keep tenants apart: their accounts and keys, and what NATS servers are to know of them
+    #[command(subcommand)]
+    Tenants(TenantsCommand),
     /// Show queues, jobs in flight, workers and the backlog in seconds, or where one job stands
     Status(StatusArgs),
     /// Run a NATS server and a worker for each model on this machine, for development

@@ -1,6 +1,7 @@
 //! The producing side of inferq: publish and cancel jobs, read results, tokens and logs, tell where jobs stand, run
 //! batch files, look after dead letters, set streams up.
 
+pub mod access;
 pub mod backlog;
 pub mod batch;
 pub mod cancel;
@@ -8,6 +9,7 @@ pub mod client;
 pub mod cost;
 pub mod dead;
 pub mod pool;
+pub mod reach;
 pub mod setup;
 pub mod standing;
 pub mod status;

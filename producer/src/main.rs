@@ -52,6 +52,7 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Logs(args) => command::logs::run(&nats, output, args).await,
         Command::Cancel(args) => command::cancel::run(&nats, output, args).await,
         Command::Dead(args) => command::dead::run(&nats, output, args).await,
+        Command::Tenants(command) => command::tenants::run(output, command),
         Command::Status(args) => command::status::run(&nats, output, args).await,
         Command::Up(args) => command::up::run(args).await,
         Command::Completions { shell } => {

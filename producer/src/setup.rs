@@ -167,11 +167,12 @@ async fn bucket_as_declared(jetstream: &Context, declared: &Bucket, mode: Mode) 
         Err(error) if is_missing(&error) => None,
         Err(error) => return Err(error.into()),
     };
-    let lay_over = |config| nats::Config {
+    let lay_over = |config: nats::Config| nats::Config {
         discard: discard(declared.discard),
         max_bytes: limit(declared.bytes_max),
         max_age: Duration::from_secs(declared.age_max_seconds),
         num_replicas: declared.replicas,
+        allow_rollup: declared.allow_rollup && config.allow_rollup,
         ..config
     };
     let wanted = existing.clone().map(lay_over);

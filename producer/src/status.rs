@@ -129,7 +129,7 @@ pub(crate) async fn costs<I>(jobs: &Stream<I>, filter: &str, from: u64, to: u64)
         // One that is not found there, or not in time, is not in the sample.
         let job = jobs.direct_get_next_for_subject(filter, Some(sequence)).await.ok()?;
         let cost = job.headers.get(header::COST).and_then(|cost| cost.as_str().parse::<f64>().ok());
-        Some((job.sequence, cost.filter(|cost| cost.is_finite() && *cost >= 0.0)))
+        Some((job.sequence, cost.filter(|cost| (0.0..=header::COST_MAX).contains(cost))))
     };
     let found = futures::stream::iter(places(from, to, SAMPLE)).map(look).buffer_unordered(SAMPLE_AT_A_TIME);
     // The next job after two places may be the same one.

@@ -7,8 +7,10 @@ use bytes::Bytes;
 use schemas::codec::Encoding;
 use schemas::header;
 use schemas::subject::Address;
+use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use uuid::Uuid;
 
 /// A job ready to be published.
 #[derive(Clone, Debug)]
@@ -50,12 +52,13 @@ pub enum WhenFull {
 }
 
 impl Submission {
-    /// The headers of the message.
-    pub(crate) fn headers(&self) -> HeaderMap {
+    /// The headers of the message. The same `salt` gives the same message id, so that it is stored once.
+    pub(crate) fn headers(&self, salt: Uuid) -> HeaderMap {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, self.encoding.content_type());
         let Address { tenant, job_id, .. } = &self.address;
-        headers.insert(header::MESSAGE_ID, format!("{tenant}/{job_id}"));
+        headers
+            .insert(header::MESSAGE_ID, message_id(&[salt.as_bytes(), tenant.as_bytes(), job_id.as_str().as_bytes()]));
         let SubmitOptions { deadline, timeout, max_attempts, no_store, stream, cost, .. } = &self.options;
         if let Some(deadline) = deadline.and_then(|at| at.format(&Rfc3339).ok()) {
             headers.insert(header::DEADLINE, deadline);
@@ -79,6 +82,17 @@ impl Submission {
     }
 }
 
+/// An id that only those can tell who know all parts.
+pub(crate) fn message_id(parts: &[&[u8]]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    // Half of it is more than enough, and is in every job.
+    hash.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use schemas::subject::{JobId, Lane};
@@ -93,7 +107,15 @@ mod tests {
 
     #[test]
     fn what_is_not_asked_for_costs_no_header() {
-        assert_eq!(submission(SubmitOptions::default()).headers().len(), 2);
+        assert_eq!(submission(SubmitOptions::default()).headers(Uuid::nil()).len(), 2);
+    }
+
+    #[test]
+    fn a_message_id_is_the_same_again_and_another_one_elsewhere() {
+        let submission = submission(SubmitOptions::default());
+        let id = |salt| submission.headers(salt).get(header::MESSAGE_ID).unwrap().to_string();
+        assert_eq!(id(Uuid::nil()), id(Uuid::nil()));
+        assert_ne!(id(Uuid::nil()), id(Uuid::max()));
     }
 
     #[test]
@@ -107,7 +129,7 @@ mod tests {
             cost: Some(12.0),
             ..Default::default()
         };
-        let headers = submission(options).headers();
+        let headers = submission(options).headers(Uuid::nil());
         let value = |name| headers.get(name).map(|value| value.as_str());
         assert_eq!(value(header::DEADLINE), Some("1970-01-01T00:00:00Z"));
         assert_eq!(value(header::TIMEOUT), Some("1.5"));

@@ -11,6 +11,7 @@ use schemas::header;
 use schemas::subject::{Address, AddressError, JobId, Lane, ReplyTokens, Token};
 
 use crate::client::{Client, ReadError};
+use crate::reach::Reach;
 use crate::submission::{Submission, WhenFull};
 
 /// How long a publish is tried again while the job stream has no leader or the server does not answer.
@@ -69,7 +70,7 @@ impl Client {
                 return Ok(Submitted::Answered);
             }
         }
-        let message = || PublishMessage::build().payload(payload.clone()).headers(submission.headers());
+        let message = || PublishMessage::build().payload(payload.clone()).headers(submission.headers(self.salt));
         match self.publish(address, options.when_full, message).await {
             // Over the server's limit, which the client knows: nothing was sent.
             Err(SubmitError::Failed(PublishFailure::TooLarge(_))) => Box::pin(self.submit_large(submission)).await,
@@ -80,8 +81,13 @@ impl Client {
     /// Stores the payload as an object, then publishes the job that names it.
     async fn submit_large(&self, submission: &Submission) -> Result<Submitted, SubmitError> {
         let Submission { address, payload, options, .. } = submission;
-        if payload.len() > BODY_BYTES_MAX {
-            return Err(SubmitError::TooLarge { bytes: payload.len(), max: BODY_BYTES_MAX });
+        let max = match self.reach().await? {
+            Reach::All => BODY_BYTES_MAX,
+            // Object stores are closed to it.
+            Reach::Own => self.connection.client.max_payload(),
+        };
+        if payload.len() > max || max < BODY_BYTES_MAX {
+            return Err(SubmitError::TooLarge { bytes: payload.len(), max });
         }
         let tenant = Token::encode(&address.tenant).map_err(AddressError::Tenant)?;
         // The object of a job that waits or runs must not be replaced under the worker's hands.
@@ -91,7 +97,7 @@ impl Client {
         let name = input_name(&tenant, &address.job_id);
         self.put_input(&name, payload, options.when_full).await?;
         let message = || {
-            let mut headers = submission.headers();
+            let mut headers = submission.headers(self.salt);
             headers.insert(header::BODY, name.as_str());
             PublishMessage::build().payload(Bytes::new()).headers(headers)
         };

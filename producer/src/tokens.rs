@@ -1,22 +1,27 @@
 //! Reading token streams: the chunks of a job's answer as they are published, from any of them on.
 //!
 //! What counts is the number in a chunk's header, so a reader that has lost its consumer makes another one and goes on.
+//! A tenant's own credentials make none: they hear the chunks that are published after they began to listen.
 
 use std::time::Duration;
 
-use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
+use async_nats::{HeaderMap, Message};
 use futures::future::BoxFuture;
+use futures::stream::BoxStream;
 use futures::{FutureExt, Stream, StreamExt};
 use schemas::chunk::Chunk;
-use schemas::subject::{JobId, ReplyTokens, Token};
+use schemas::subject::{JobId, ReplyTokens, Token, live_token_subject};
 use schemas::{header, stream};
 
 use crate::client::{Client, ReadError, decode, server, stream_handle};
+use crate::reach::Reach;
 
 /// How long to wait before a server that did not answer is asked again.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
+/// How long a chunk may take that was published before the result, once the result is there.
+const LATE_MAX: Duration = Duration::from_secs(2);
 
 impl Client {
     /// The chunks of a job's answer with their numbers, from one number on: in order, none twice, none left out. Ends
@@ -29,16 +34,19 @@ impl Client {
         from: u64,
     ) -> Result<impl Stream<Item = Result<(u64, Chunk), ReadError>> + use<>, ReadError> {
         let subject = ReplyTokens { tenant: tenant.as_str(), job_id: job_id.as_str() }.token_subject();
-        let mut published = Published { client: self.clone(), subject, messages: None };
+        let reach = self.reach().await?;
+        let mut published = Published { client: self.clone(), subject, reach, messages: None };
         published.open().await?;
         let all = published_in_all(self.clone(), tenant.clone(), job_id.clone(), published.subject.clone());
-        let reader = Reader { published, next: from, end: None, all: all.boxed() };
+        let reader = Reader { published, from, next: from, end: None, all: all.boxed() };
         Ok(futures::stream::try_unfold(reader, Reader::read))
     }
 }
 
 struct Reader {
     published: Published,
+    /// The number of the first chunk that is wanted.
+    from: u64,
     /// The number of the next chunk.
     next: u64,
     /// The first number that no chunk has, once that is known.
@@ -53,6 +61,11 @@ impl Reader {
             let message = tokio::select! {
                 biased;
                 message = self.published.next() => message?,
+                () = tokio::time::sleep(LATE_MAX), if self.is_missed() => return match self.next == self.from {
+                    // Nobody listened in time: as if there were no chunks.
+                    true => Ok(None),
+                    false => Err(ReadError::Gap { missing: self.next, found: self.end.unwrap_or(self.next) }),
+                },
                 end = &mut self.all, if self.end.is_none() => {
                     self.end = Some(end?);
                     continue;
@@ -72,6 +85,11 @@ impl Reader {
         }
         Ok(None)
     }
+
+    /// Whether all was published that is, and is not published again.
+    fn is_missed(&self) -> bool {
+        self.end.is_some() && self.published.reach == Reach::Own
+    }
 }
 
 /// A chunk and its number; none if the message has no number, which is nothing of ours.
@@ -86,11 +104,23 @@ fn numbered(message: &Message) -> Result<Option<(u64, Chunk)>, ReadError> {
 struct Published {
     client: Client,
     subject: String,
-    messages: Option<pull::Ordered>,
+    reach: Reach,
+    messages: Option<BoxStream<'static, Option<Message>>>,
 }
 
 impl Published {
     async fn open(&mut self) -> Result<(), ReadError> {
+        self.messages = Some(match self.reach {
+            Reach::All => self.stored().await?,
+            Reach::Own => {
+                let live = self.client.connection.client.subscribe(live_token_subject(&self.subject)).await;
+                live.map_err(server)?.map(Some).boxed()
+            }
+        });
+        Ok(())
+    }
+
+    async fn stored(&self) -> Result<BoxStream<'static, Option<Message>>, ReadError> {
         let tokens = stream_handle(&self.client.connection.jetstream, stream::TOKENS).await?;
         let config = pull::OrderedConfig {
             filter_subject: self.subject.clone(),
@@ -98,8 +128,8 @@ impl Published {
             ..Default::default()
         };
         let consumer = tokens.create_consumer(config).await.map_err(server)?;
-        self.messages = Some(consumer.messages().await.map_err(server)?);
-        Ok(())
+        let messages = consumer.messages().await.map_err(server)?;
+        Ok(messages.map(|message| message.ok().map(|message| message.split().0)).boxed())
     }
 
     /// The next message. May be dropped while it waits.
@@ -107,8 +137,8 @@ impl Published {
         loop {
             match &mut self.messages {
                 Some(messages) => match messages.next().await {
-                    Some(Ok(message)) => return Ok(message),
-                    Some(Err(_)) | None => self.messages = None,
+                    Some(Some(message)) => return Ok(message),
+                    Some(None) | None => self.messages = None,
                 },
                 None => {
                     tokio::time::sleep(RETRY_DELAY).await;
@@ -122,14 +152,17 @@ impl Published {
 /// Waits until a job is answered, after which no chunk is published any more, and says how many there are.
 async fn published_in_all(client: Client, tenant: Token, job_id: JobId, subject: String) -> Result<u64, ReadError> {
     client.wait(&tenant, &job_id).await?;
+    let number =
+        |headers: &HeaderMap| headers.get(header::CHUNK).and_then(|number| number.as_str().parse::<u64>().ok());
+    if client.reach().await? == Reach::Own {
+        let last = client.last_message(stream::TOKENS, &subject).await?;
+        return Ok(last.and_then(|last| number(&last.headers)).map_or(0, |number| number + 1));
+    }
     let tokens = stream_handle(&client.connection.jetstream, stream::TOKENS).await?;
     loop {
         // From the leader: another replica may not have the last chunk yet.
         match tokens.get_last_raw_message_by_subject(&subject).await {
-            Ok(last) => {
-                let number = last.headers.get(header::CHUNK).and_then(|number| number.as_str().parse::<u64>().ok());
-                return Ok(number.map_or(0, |number| number + 1));
-            }
+            Ok(last) => return Ok(number(&last.headers).map_or(0, |number| number + 1)),
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => return Ok(0),
             Err(_) => tokio::time::sleep(RETRY_DELAY).await,
         }

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 /// `application/json` (default) or `application/msgpack`.
 pub const CONTENT_TYPE: &str = "Content-Type";
-/// JetStream's message id: `<tenant>/<job_id>`, since ids are shared by the whole stream.
+/// JetStream's message id. Ids are shared by the whole stream, and the server tells the last one to any publisher: one
+/// that another tenant can guess is one by which it can have a job dropped as a duplicate.
 pub const MESSAGE_ID: &str = "Nats-Msg-Id";
 /// RFC 3339: a job that has not been answered by then ends as expired.
 pub const DEADLINE: &str = "Inferq-Deadline";
@@ -18,6 +19,8 @@ pub const CACHE: &str = "Inferq-Cache";
 pub const STREAM: &str = "Inferq-Stream";
 /// What the producer thinks the job costs, in the model's units (tokens, seconds of audio, images).
 pub const COST: &str = "Inferq-Cost";
+/// More units than any job has. What claims more is not believed: sums of such numbers would overflow.
+pub const COST_MAX: f64 = 1e12;
 /// The payload is in an object store, under this name: see [`crate::stream::INPUTS_BUCKET`].
 pub const BODY: &str = "Inferq-Body";
 /// On jobs that were lifted over another tenant's: the lane they came from.
@@ -101,7 +104,11 @@ pub const TABLE: [(&str, &str, &str); 22] = [
         "producer, worker",
         "`application/json` (default) or `application/msgpack`; the result answers in kind",
     ),
-    (MESSAGE_ID, "producer", "`<tenant>/<job_id>`: the same job published twice within two minutes is stored once"),
+    (
+        MESSAGE_ID,
+        "producer",
+        "an id that nobody can guess: a message published twice with it within two minutes is stored once",
+    ),
     (DEADLINE, "producer", "RFC 3339 time at which the job ends as expired, waiting or running"),
     (TIMEOUT, "producer", "the same as seconds from publication; the earlier of the two counts"),
     (MAX_ATTEMPTS, "producer", "attempts this job may have, up to the model's `limits.attempts`"),

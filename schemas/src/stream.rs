@@ -90,6 +90,8 @@ pub struct Bucket {
     pub bytes_max: i64,
     pub age_max_seconds: u64,
     pub replicas: usize,
+    /// Whether a message may take the others away. Not where tenants write.
+    pub allow_rollup: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,6 +151,7 @@ pub fn buckets(storage: &Storage) -> Vec<Bucket> {
         bytes_max,
         age_max_seconds,
         replicas: storage.replicas,
+        allow_rollup: name != TENANTS_BUCKET,
     };
     let (key_value, object) = (BucketKind::KeyValue, BucketKind::Object);
     let blobs_age = match storage.results_age_seconds {
@@ -247,7 +250,12 @@ fn tokens(storage: &Storage) -> Stream {
         replicas: storage.replicas,
         duplicate_window_seconds: DUPLICATE_WINDOW_SECONDS,
         allow_direct: true,
-        republish: None,
+        // For tenants in accounts of their own: the server does not pass on to them what comes from the workers' account.
+        republish: Some(Republish {
+            source: "inferq.tokens.>",
+            destination: "inferq.live.tokens.>",
+            headers_only: false,
+        }),
     }
 }
 

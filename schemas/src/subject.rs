@@ -273,6 +273,11 @@ pub fn dead_subject(job_subject: &str) -> String {
     job_subject.replacen("inferq.jobs.", "inferq.dead.", 1)
 }
 
+/// Where the chunks of a job's answer appear live, republished by the server.
+pub fn live_token_subject(token_subject: &str) -> String {
+    token_subject.replacen("inferq.tokens.", "inferq.live.tokens.", 1)
+}
+
 /// Where the result of a job appears live, republished by the server.
 pub fn live_subject(result_subject: &str) -> String {
     result_subject.replacen("inferq.results.", "inferq.live.", 1)

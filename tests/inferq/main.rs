@@ -1,5 +1,6 @@
 //! The tests of inferq as a whole, in one binary. Each test has a nats-server, a data folder and ports of its own.
 
+mod attacks;
 mod bad_input;
 mod batch;
 mod bodies;
@@ -16,9 +17,12 @@ mod lifecycle;
 mod logger;
 mod manifests;
 mod numerics;
+mod rotation;
+mod secrets;
 mod status;
 mod submit;
 mod support;
+mod tenants;
 mod tidy;
 mod tokens;
 mod topology;

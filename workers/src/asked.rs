@@ -57,11 +57,25 @@ pub fn streams(value: Option<&str>) -> Result<bool, ErrorObject> {
     }
 }
 
-/// The producer's estimate, in the model's units.
+/// The producer's estimate, in the model's units. One that no job can cost is none: sums of such would overflow, and the
+/// pace of the worker with them.
 pub fn cost(value: Option<&str>) -> Option<f64> {
-    value?.parse().ok().filter(|cost: &f64| cost.is_finite() && *cost >= 0.0)
+    value?.parse().ok().filter(|cost: &f64| (0.0..=header::COST_MAX).contains(cost))
 }
 
 fn wrong(name: &'static str, value: &str, wanted: &str) -> ErrorObject {
     ErrorObject::invalid("invalid_value", name.to_owned(), format!("{name}: {value:?} is not {wanted}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cost_that_no_job_has_is_not_believed() {
+        assert_eq!(cost(Some("12.5")), Some(12.5));
+        for wrong in ["1e300", "-1", "NaN", "inf", "x"] {
+            assert_eq!(cost(Some(wrong)), None, "{wrong}");
+        }
+    }
 }

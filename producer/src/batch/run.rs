@@ -5,21 +5,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use async_nats::HeaderMap;
-use async_nats::jetstream::Message;
-use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use backon::{ExponentialBuilder, Retryable};
 use bytes::Bytes;
 use connect::bucket::{BODY_BYTES_MAX, BucketError};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use schemas::codec::Encoding;
+use schemas::header;
 use schemas::result::{ErrorBody, ErrorObject, JobResult, Response};
-use schemas::subject::{Address, JobId, Lane, ReplyTokens, Token};
-use schemas::{header, stream};
+use schemas::subject::{Address, JobId, Lane, Token};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::arrivals::{self, Arrival, Arrivals};
 use super::bits::Bits;
 use super::input::{self, Checked, Row, Rules};
 use super::output::{Outputs, errors_path, row_of};
@@ -27,6 +26,7 @@ use super::rows::{QueuedRow, read_rows};
 use super::state::{self, State};
 use crate::client::Client;
 use crate::pool::Pool;
+use crate::reach::Reach;
 use crate::submission::{Submission, SubmitOptions};
 use crate::submit::{SubmitError, Submitted};
 
@@ -34,6 +34,8 @@ use crate::submit::{SubmitError, Submitted};
 const TICK: Duration = Duration::from_millis(250);
 /// Rows that are in flight for so long without any result are asked for one by one.
 const SILENCE: Duration = Duration::from_secs(15);
+/// Rows that are asked for at a time.
+const LOOK_UP_AT_A_TIME: usize = 64;
 /// How long a resumed run waits for one more stored result before it takes them all as read.
 const CATCH_UP_SILENCE: Duration = Duration::from_secs(10);
 /// How often the reader of results may be lost without having read anything in between.
@@ -121,16 +123,22 @@ pub async fn run(
     };
     let outputs = Outputs::open(&options.output, &errors, &state.batch_id, state.rows)?;
     let resumed = outputs.done.count();
-    let last_result = last_result(&client).await?;
+    let reach = client.reach().await?;
+    let last_result = last_result(&client, reach).await?;
     // A server whose data was made anew counts from 1 again.
     state.results_after = state.results_after.min(last_result);
-    let (mut results, pending) = results(&client, &state.tenant, state.results_after).await?;
+    let tenant = Token::encode(&state.tenant)?;
+    let (mut results, pending) = arrivals::open(&client, &tenant, reach, state.results_after).await?;
     let submitted = Bits::new(state.rows);
     let seen = state.results_after;
-    let mut run = Run { clients, options, state, outputs, resumed, submitted, in_flight: 0, seen };
+    let mut run = Run { clients, options, state, outputs, resumed, submitted, in_flight: 0, reach, seen };
     run.tell(progress, Stage::CatchingUp);
-    if is_resumed && pending > 0 && run.outputs.done.count() < run.state.rows {
-        run.catch_up(&client, last_result, &mut results).await?;
+    if is_resumed && run.outputs.done.count() < run.state.rows {
+        match reach {
+            Reach::All if pending > 0 => run.catch_up(&client, last_result, &mut results).await?,
+            Reach::All => {}
+            Reach::Own => run.look_up(&client, |_| true).await?,
+        }
     }
     let stopped = run.pump(&client, &mut results, progress, stop).await?;
     let summary = Summary { rows: run.state.rows, failed: run.outputs.failed, resumed, stopped };
@@ -148,23 +156,21 @@ struct Run<'a> {
     resumed: u64,
     submitted: Bits,
     in_flight: u64,
+    /// How far the credentials go, which decides how results are read.
+    reach: Reach,
     /// The sequence of the last result that was read.
     seen: u64,
 }
 
-type Results = futures::stream::BoxStream<'static, anyhow::Result<Message>>;
-
 impl Run<'_> {
     /// Reads the results that were stored since the run began, so that no finished row is sent again.
-    async fn catch_up(&mut self, client: &Client, last: u64, results: &mut Results) -> anyhow::Result<()> {
+    async fn catch_up(&mut self, client: &Client, last: u64, results: &mut Arrivals) -> anyhow::Result<()> {
         loop {
             // The last stored result may be another tenant's, which this reader never sees.
-            let Ok(Some(message)) = tokio::time::timeout(CATCH_UP_SILENCE, results.next()).await else { return Ok(()) };
-            let message = message?;
-            let (sequence, pending) =
-                message.info().map(|info| (info.stream_sequence, info.pending)).map_err(anyhow::Error::from_boxed)?;
-            self.take(client, &message).await?;
-            if sequence >= last || pending == 0 {
+            let Ok(Some(arrival)) = tokio::time::timeout(CATCH_UP_SILENCE, results.next()).await else { return Ok(()) };
+            let arrival = arrival?;
+            self.take(client, &arrival).await?;
+            if arrival.place.is_none_or(|(sequence, pending)| sequence >= last || pending == 0) {
                 return Ok(());
             }
         }
@@ -174,7 +180,7 @@ impl Run<'_> {
     async fn pump(
         &mut self,
         client: &Client,
-        results: &mut Results,
+        results: &mut Arrivals,
         progress: &watch::Sender<Progress>,
         stop: &CancellationToken,
     ) -> anyhow::Result<bool> {
@@ -188,10 +194,10 @@ impl Run<'_> {
             let has_room = self.in_flight < self.options.window as u64;
             tokio::select! {
                 () = stop.cancelled() => return Ok(true),
-                Some(message) = results.next() => match message {
-                    Ok(message) => {
+                Some(arrival) = results.next() => match arrival {
+                    Ok(arrival) => {
                         (last_result, losses) = (Instant::now(), 0);
-                        self.take(client, &message).await?;
+                        self.take(client, &arrival).await?;
                     }
                     Err(error) if losses == LOSSES_MAX => return Err(error),
                     Err(error) => {
@@ -223,7 +229,8 @@ impl Run<'_> {
                     anyhow::ensure!(!is_over, "{}: has fewer rows than when it was checked", self.options.input.display());
                     if self.in_flight > 0 && last_result.elapsed() >= SILENCE {
                         last_result = Instant::now();
-                        self.look_up(client).await?;
+                        let submitted = self.submitted.clone();
+                        self.look_up(client, |row| submitted.contains(row)).await?;
                     }
                 }
             }
@@ -234,36 +241,39 @@ impl Run<'_> {
 
     /// A reader that goes on where the lost one was. A server that was killed has forgotten the consumer, and a while
     /// after it is back it may still say so.
-    async fn reopen(&self, client: &Client) -> anyhow::Result<Results> {
+    async fn reopen(&self, client: &Client) -> anyhow::Result<Arrivals> {
         tokio::time::sleep(TICK).await;
-        let open = || results(client, &self.state.tenant, self.seen);
+        let tenant = Token::encode(&self.state.tenant)?;
+        let open = || arrivals::open(client, &tenant, self.reach, self.seen);
         let tries = ExponentialBuilder::default().with_max_delay(REOPEN_PAUSE_MAX).with_max_times(REOPEN_TRIES);
         Ok(open.retry(tries.with_jitter()).await?.0)
     }
 
-    /// Asks for the results of the rows in flight one by one: the reader may have lost its place with the server's data.
-    async fn look_up(&mut self, client: &Client) -> anyhow::Result<()> {
-        let results = client.connection.jetstream.get_stream_no_info(stream::RESULTS).await?;
+    /// Asks for the results of rows one by one: the reader may have lost its place with the server's data, or have missed
+    /// some that came live.
+    async fn look_up(&mut self, client: &Client, is_wanted: impl Fn(u64) -> bool) -> anyhow::Result<()> {
         let tenant = Token::encode(&self.state.tenant)?;
-        for row in 0..self.state.rows {
-            if !self.submitted.contains(row) || self.outputs.done.contains(row) {
-                continue;
-            }
-            let job_id = format!("{}-{row}", self.state.batch_id);
-            let subject = ReplyTokens { tenant: tenant.as_str(), job_id: &job_id }.result_subject();
-            if let Ok(stored) = results.direct_get_last_for_subject(subject).await {
-                self.answered(client, row, Some(&stored.headers), &stored.payload).await?;
-            }
+        let wanted = (0..self.state.rows).filter(|row| is_wanted(*row) && !self.outputs.done.contains(*row));
+        let (wanted, batch_id) = (wanted.collect::<Vec<u64>>(), self.state.batch_id.clone());
+        let ask = async |row: u64| {
+            let job_id = JobId::new(format!("{batch_id}-{row}")).ok()?;
+            Some((row, client.stored(&tenant, &job_id).await.ok()??))
+        };
+        let mut found = futures::stream::iter(wanted).map(ask).buffer_unordered(LOOK_UP_AT_A_TIME);
+        while let Some(found) = found.next().await {
+            let Some((row, stored)) = found else { continue };
+            self.answered(client, row, Some(&stored.headers), &stored.payload).await?;
         }
         Ok(())
     }
 
     /// Takes a result that may be one of ours.
-    async fn take(&mut self, client: &Client, message: &Message) -> anyhow::Result<()> {
-        self.seen = message.info().map_err(anyhow::Error::from_boxed)?.stream_sequence;
-        let job_id = message.subject.rsplit('.').next().unwrap_or_default();
-        let Some(row) = row_of(job_id, &self.state.batch_id) else { return Ok(()) };
-        self.answered(client, row, message.headers.as_ref(), &message.payload).await
+    async fn take(&mut self, client: &Client, arrival: &Arrival) -> anyhow::Result<()> {
+        if let Some((sequence, _)) = arrival.place {
+            self.seen = sequence;
+        }
+        let Some(row) = row_of(&arrival.job_id, &self.state.batch_id) else { return Ok(()) };
+        self.answered(client, row, arrival.headers.as_ref(), &arrival.payload).await
     }
 
     /// Writes a row's result. One whose body is lost ends in the error file: no later run would find it either.
@@ -355,7 +365,11 @@ async fn publish(
 }
 
 async fn check(client: &Client, options: &Options) -> anyhow::Result<Checked> {
-    let registered = client.registered().await?.into_iter().collect();
+    let registered = match client.reach().await? {
+        Reach::All => Some(client.registered().await?.into_iter().collect()),
+        // Rows of an unknown model are refused when they are published.
+        Reach::Own => None,
+    };
     let rules = Rules { registered, lane: options.lane, payload_bytes_max: BODY_BYTES_MAX };
     let path = options.input.clone();
     Ok(tokio::task::spawn_blocking(move || input::check(&path, &rules)).await??)
@@ -367,32 +381,18 @@ async fn begin(client: &Client, options: &Options, checked: &Checked) -> anyhow:
         rows: checked.rows,
         input_sha256: checked.sha256.clone(),
         tenant: options.tenant.clone(),
-        results_after: last_result(client).await?,
+        results_after: last_result(client, client.reach().await?).await?,
     };
     state::save(&options.output, &state)?;
     Ok(state)
 }
 
-/// All results of the tenant after a sequence, in order and without gaps, over reconnects too.
-async fn results(client: &Client, tenant: &str, after: u64) -> anyhow::Result<(Results, u64)> {
-    let stream = client.connection.jetstream.get_stream_no_info(stream::RESULTS).await?;
-    let tenant = Token::encode(tenant)?;
-    let config = pull::OrderedConfig {
-        filter_subject: ReplyTokens { tenant: tenant.as_str(), job_id: "*" }.result_subject(),
-        deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
-        ..Default::default()
-    };
-    let consumer = stream.create_consumer(config).await?;
-    let pending = consumer.cached_info().num_pending;
-    let messages = consumer.messages().await?;
-    Ok((messages.map(|message| message.map_err(anyhow::Error::from)).boxed(), pending))
-}
-
-/// The sequence of the last result of anybody.
-async fn last_result(client: &Client) -> anyhow::Result<u64> {
-    let results = client.connection.jetstream.get_stream(stream::RESULTS).await;
-    let results = results.with_context(|| format!("stream {}; run `inferq setup`", stream::RESULTS))?;
-    Ok(results.cached_info().state.last_sequence)
+/// The sequence of the last result, where that can be known.
+async fn last_result(client: &Client, reach: Reach) -> anyhow::Result<u64> {
+    match reach {
+        Reach::All => arrivals::last(client).await,
+        Reach::Own => Ok(0),
+    }
 }
 
 /// A file that is read and written, or written twice, would be lost.

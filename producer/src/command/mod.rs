@@ -8,6 +8,7 @@ pub mod results;
 pub mod setup;
 pub mod status;
 pub mod submit;
+pub mod tenants;
 pub mod tokens;
 pub mod up;
 

@@ -33,14 +33,19 @@ pub async fn run(nats: &NatsArgs, output: Output, args: SubmitArgs) -> anyhow::R
     let submission = submission(&args, &job)?;
     let job_id = submission.address.job_id.clone();
     let client = Client::new(connect(nats).await?);
+    // Before the job is published, so that no chunk of it is missed.
+    let chunks = match args.stream {
+        true => Some(client.tokens(&tenant, &job_id, 0).await?),
+        false => None,
+    };
     let submitted = submit(&client, &submission).await?;
     if let Some(note) = note(submitted, &job_id) {
         eprintln!("{note}");
     }
     let timeout = Duration::from_secs(args.timeout_seconds);
-    if args.stream {
+    if let Some(chunks) = chunks {
         eprintln!("{job_id}");
-        return in_time(timeout, &job_id, follow(&client, &tenant, &job_id, 0, output)).await;
+        return in_time(timeout, &job_id, follow(&client, &tenant, &job_id, chunks, true, output)).await;
     }
     if args.wait {
         eprintln!("{job_id}");

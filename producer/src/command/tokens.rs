@@ -5,8 +5,10 @@ use std::pin::pin;
 use std::time::Duration;
 
 use connect::NatsArgs;
-use futures::TryStreamExt;
+use futures::{Stream, TryStreamExt};
 use producer::Client;
+use producer::client::ReadError;
+use producer::reach::Reach;
 use producer::standing::Standing;
 use schemas::chunk::Chunk;
 use schemas::result::JobResult;
@@ -19,8 +21,8 @@ use crate::config::{Output, TokensArgs};
 pub async fn run(nats: &NatsArgs, output: Output, args: TokensArgs) -> anyhow::Result<u8> {
     let tenant = tenant_token(&args.tenant)?;
     let client = Client::new(connect(nats).await?);
-    // Nothing would ever come.
-    if client.standing(&tenant, &args.job_id).await? == Standing::Unknown {
+    // Nothing would ever come. A tenant's own credentials cannot know.
+    if client.reach().await? == Reach::All && client.standing(&tenant, &args.job_id).await? == Standing::Unknown {
         anyhow::bail!(
             "job {} of tenant {:?} is unknown: it neither waits nor runs, and has no result",
             args.job_id,
@@ -28,12 +30,22 @@ pub async fn run(nats: &NatsArgs, output: Output, args: TokensArgs) -> anyhow::R
         );
     }
     let timeout = Duration::from_secs(args.timeout_seconds);
-    in_time(timeout, &args.job_id, follow(&client, &tenant, &args.job_id, args.from, output)).await
+    let chunks = client.tokens(&tenant, &args.job_id, args.from).await?;
+    let from_start = args.from == 0;
+    in_time(timeout, &args.job_id, follow(&client, &tenant, &args.job_id, chunks, from_start, output)).await
 }
 
-/// Prints the answer of a job as it is made, from a chunk on. The exit code is that of its result.
-pub async fn follow(client: &Client, tenant: &Token, job_id: &JobId, from: u64, output: Output) -> anyhow::Result<u8> {
-    let mut chunks = pin!(client.tokens(tenant, job_id, from).await?);
+/// Prints the answer of a job as it is made, by its chunks from the first or from a later one on. The exit code is that
+/// of its result.
+pub async fn follow(
+    client: &Client,
+    tenant: &Token,
+    job_id: &JobId,
+    chunks: impl Stream<Item = Result<(u64, Chunk), ReadError>>,
+    from_start: bool,
+    output: Output,
+) -> anyhow::Result<u8> {
+    let mut chunks = pin!(chunks);
     let mut printed = false;
     let read = loop {
         match chunks.try_next().await {
@@ -52,7 +64,7 @@ pub async fn follow(client: &Client, tenant: &Token, job_id: &JobId, from: u64, 
         eprintln!("job {job_id} failed with status {}: {}", result.status_code(), complaint(&result));
         return Ok(1);
     }
-    if !printed && from == 0 {
+    if !printed && from_start {
         eprintln!("job {job_id} has no chunks: it does not stream, or they are gone; this is its result");
         return print_result(&result);
     }

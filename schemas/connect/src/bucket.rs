@@ -1,27 +1,26 @@
 //! Bodies over the payload limit, in an object store, in the format of all NATS clients.
 //!
-//! Reading is the client library's. Writing and deleting are not: it leaves the chunks of an object that it could not
-//! finish, and a marker of each one it deletes, and both would stay for ever in a bucket whose objects have no age.
+//! None of it is the client library's. It leaves the chunks of an object that it could not finish, and a marker of each
+//! one it deletes, and both would stay for ever in a bucket whose objects have no age. And it reads by consumers, which
+//! deliver to no other account, and which nobody but the operator shall make.
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::time::Duration;
 
 use crate::{PublishFailure, classify_publish};
 use async_nats::HeaderMap;
 use async_nats::jetstream::Context;
 use async_nats::jetstream::context::PublishErrorKind;
-use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::object_store::{GetErrorKind, InfoErrorKind, ObjectStore};
+use async_nats::jetstream::message::{PublishMessage, StreamMessage};
+use async_nats::jetstream::stream::{DirectGetErrorKind, RawMessageErrorKind, Stream};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
 use bytes::Bytes;
+use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tokio::io::AsyncReadExt;
-use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 /// The largest body of a job: what a worker takes by default (`limits.body_bytes`). Results keep to it too.
@@ -30,19 +29,31 @@ pub const BODY_BYTES_MAX: usize = 64 << 20;
 const CHUNK_BYTES_MAX: usize = 128 * 1024;
 /// Chunks on their way to the server at a time.
 const CHUNKS_UNCONFIRMED: usize = 8;
-/// How long the next part of an object may take.
-const READ_SILENCE: Duration = Duration::from_secs(10);
+/// How the digest of an object begins.
+const DIGEST: &str = "SHA-256=";
 
-/// One object store. It is looked up when it is first needed, and once.
+/// One object store.
 pub struct Bucket {
     name: &'static str,
     jetstream: Context,
-    store: OnceCell<ObjectStore>,
+}
+
+/// What is kept beside the chunks of an object, as far as it is read.
+#[derive(Deserialize)]
+struct Meta {
+    /// The last token of its chunks' subject.
+    nuid: String,
+    size: usize,
+    #[serde(default)]
+    digest: Option<String>,
+    /// Other clients leave this behind.
+    #[serde(default)]
+    deleted: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum BucketError {
-    #[error("bucket {0} is missing; run `inferq setup`")]
+    #[error("bucket {0} is missing; run `inferq setup`. Or it is closed to these credentials, as it is to a tenant's")]
     Missing(&'static str),
     #[error("the body {name:?} is not in bucket {bucket}: it has expired or was deleted")]
     Gone { bucket: &'static str, name: String },
@@ -60,7 +71,7 @@ impl fmt::Debug for Bucket {
 
 impl Bucket {
     pub fn new(jetstream: Context, name: &'static str) -> Self {
-        Self { name, jetstream, store: OnceCell::new() }
+        Self { name, jetstream }
     }
 
     /// Stores an object under a name that is free, or leaves nothing.
@@ -68,7 +79,7 @@ impl Bucket {
         let nuid = Uuid::now_v7().simple().to_string();
         let written = self.write(name, &nuid, body).await;
         if written.is_err()
-            && let Err(error) = self.purge(format!("$O.{}.C.{nuid}", self.name)).await
+            && let Err(error) = self.purge(self.chunk_subject(&nuid)).await
         {
             tracing::warn!(%error, "chunks of an unfinished object are left over");
         }
@@ -78,59 +89,38 @@ impl Bucket {
     /// Reads a whole object.
     pub async fn get(&self, name: &str, bytes_max: usize) -> Result<Bytes, BucketError> {
         let gone = || BucketError::Gone { bucket: self.name, name: name.to_owned() };
-        let found = self.store().await?.get(name).await;
-        let mut object = found.map_err(|error| match error.kind() {
-            GetErrorKind::NotFound => gone(),
-            _ => self.failed(error),
-        })?;
-        let bytes = object.info().size;
+        let Meta { nuid, size: bytes, digest, .. } = self.meta(name).await?.ok_or_else(gone)?;
         if bytes > bytes_max {
             return Err(BucketError::TooLarge { bucket: self.name, name: name.to_owned(), bytes, max: bytes_max });
         }
+        let (subject, mut after) = (self.chunk_subject(&nuid), 0);
         let mut body = Vec::with_capacity(bytes);
-        loop {
-            match tokio::time::timeout(READ_SILENCE, object.read_buf(&mut body)).await {
-                Ok(Ok(0)) if body.len() == bytes => return Ok(body.into()),
-                Ok(Ok(0)) => return Err(gone()),
-                Ok(Ok(_)) if body.len() > bytes => return Err(self.failed("more bytes than it says it has")),
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => return Err(self.failed(error)),
-                // Chunks that are gone never come, nor does anything while the server is away.
-                Err(_) => return Err(self.explain_silence(name).await),
-            }
+        while body.len() < bytes {
+            let chunk = self.find(&subject, Some(after + 1)).await?.ok_or_else(gone)?;
+            after = chunk.sequence;
+            body.extend_from_slice(&chunk.payload);
         }
-    }
-
-    async fn explain_silence(&self, name: &str) -> BucketError {
-        let found = match self.store().await {
-            Ok(store) => store.info(name).await,
-            Err(error) => return error,
-        };
-        match found {
-            Err(error) if error.kind() == InfoErrorKind::NotFound => {
-                BucketError::Gone { bucket: self.name, name: name.to_owned() }
-            }
-            Ok(_) => self.failed(format!("parts of {name:?} did not come within {READ_SILENCE:?}")),
-            Err(error) => self.failed(error),
+        if body.len() > bytes {
+            return Err(self.failed("more bytes than it says it has"));
+        }
+        match digest.as_deref().and_then(|digest| digest.strip_prefix(DIGEST)) {
+            Some(digest) if digest != URL_SAFE.encode(Sha256::digest(&body)) => Err(self.failed("a wrong digest")),
+            _ => Ok(body.into()),
         }
     }
 
     /// Deletes an object, if it is there, without a trace.
     pub async fn remove(&self, name: &str) -> Result<(), BucketError> {
-        let nuid = match self.store().await?.info(name).await {
-            Ok(object) => object.nuid,
-            Err(error) if error.kind() == InfoErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(self.failed(error)),
-        };
+        let Some(Meta { nuid, .. }) = self.meta(name).await? else { return Ok(()) };
         self.purge(self.meta_subject(name)).await?;
-        self.purge(format!("$O.{}.C.{nuid}", self.name)).await
+        self.purge(self.chunk_subject(&nuid)).await
     }
 
     /// Chunks first, so that an object that can be found is whole.
     async fn write(&self, name: &str, nuid: &str, body: &Bytes) -> Result<(), PublishFailure> {
         let chunk_bytes = CHUNK_BYTES_MAX.min(self.jetstream.client().max_payload() / 2);
         let chunks = (0..body.len()).step_by(chunk_bytes).map(|at| body.slice(at..body.len().min(at + chunk_bytes)));
-        let subject = format!("$O.{}.C.{nuid}", self.name);
+        let subject = self.chunk_subject(nuid);
         let mut unconfirmed = VecDeque::with_capacity(CHUNKS_UNCONFIRMED);
         let mut stored = Ok(());
         for chunk in chunks {
@@ -160,7 +150,7 @@ impl Bucket {
             "size": body.len(),
             "chunks": body.len().div_ceil(chunk_bytes),
             "mtime": OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default(),
-            "digest": format!("SHA-256={}", URL_SAFE.encode(Sha256::digest(body))),
+            "digest": format!("{DIGEST}{}", URL_SAFE.encode(Sha256::digest(body))),
             "options": { "max_chunk_size": chunk_bytes },
         });
         let mut headers = HeaderMap::new();
@@ -181,19 +171,60 @@ impl Bucket {
     }
 
     async fn purge(&self, subject: String) -> Result<(), BucketError> {
-        let stream = self.jetstream.get_stream_no_info(format!("OBJ_{}", self.name)).await;
-        let stream = stream.map_err(|error| self.failed(error))?;
-        stream.purge().filter(subject).await.map(drop).map_err(|error| self.failed(error))
+        let purged = self.stream().await?.purge().filter(subject).await;
+        purged.map(drop).map_err(|error| self.failed(error))
     }
 
-    async fn store(&self) -> Result<&ObjectStore, BucketError> {
-        let look_up = || async {
-            self.jetstream.get_object_store(self.name).await.map_err(|error| match error.to_string() {
-                text if text.contains("stream not found") => BucketError::Missing(self.name),
-                text => self.failed(text),
-            })
+    async fn meta(&self, name: &str) -> Result<Option<Meta>, BucketError> {
+        let Some(found) = self.find(&self.meta_subject(name), None).await? else { return Ok(None) };
+        let meta: Meta = serde_json::from_slice(&found.payload).map_err(|error| self.failed(error))?;
+        let is_token = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+        match meta {
+            Meta { deleted: true, .. } => Ok(None),
+            // It becomes part of a subject, and a wildcard would be all objects.
+            Meta { nuid, .. } if nuid.is_empty() || !is_token(&nuid) => Err(self.failed("a wrong nuid")),
+            meta => Ok(Some(meta)),
+        }
+    }
+
+    /// The next message of a subject from a sequence on, or its last one.
+    async fn find(&self, subject: &str, from: Option<u64>) -> Result<Option<StreamMessage>, BucketError> {
+        let stream = self.stream().await?;
+        let found = match from {
+            Some(_) => stream.direct_get_next_for_subject(subject, from).await,
+            None => stream.direct_get_last_for_subject(subject).await,
         };
-        self.store.get_or_try_init(look_up).await
+        match found {
+            Ok(message) => return Ok(Some(message)),
+            // A replica that is behind does not have it yet: its leader is asked.
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => {}
+            Err(error) => return Err(self.unreached(error)),
+        }
+        let asked = match from {
+            Some(from) => stream.raw_message_builder().next_by_subject(subject).sequence(from),
+            None => stream.raw_message_builder().last_by_subject(subject),
+        };
+        match asked.send().await {
+            Ok(message) => Ok(Some(message)),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    async fn stream(&self) -> Result<Stream<()>, BucketError> {
+        self.jetstream.get_stream_no_info(format!("OBJ_{}", self.name)).await.map_err(|error| self.failed(error))
+    }
+
+    /// No responders: there is no such stream.
+    fn unreached(&self, error: impl ToString) -> BucketError {
+        match error.to_string() {
+            text if text.contains("no responders") => BucketError::Missing(self.name),
+            text => self.failed(text),
+        }
+    }
+
+    fn chunk_subject(&self, nuid: &str) -> String {
+        format!("$O.{}.C.{nuid}", self.name)
     }
 
     fn meta_subject(&self, name: &str) -> String {

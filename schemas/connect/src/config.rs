@@ -28,11 +28,13 @@ pub struct NatsArgs {
         env = "NATS_URL",
         default_value = "nats://127.0.0.1:4222",
         global = true,
-        value_name = "URL"
+        value_name = "URL",
+        // With a password in it.
+        hide_env_values = true
     )]
     pub server: String,
     /// User name, or token when there is no password
-    #[arg(long, env = "NATS_USER", global = true)]
+    #[arg(long, env = "NATS_USER", global = true, hide_env_values = true)]
     pub user: Option<String>,
     /// Password
     #[arg(long, env = "NATS_PASSWORD", global = true, hide_env_values = true)]
@@ -64,6 +66,9 @@ pub struct NatsArgs {
 }
 
 impl NatsArgs {
+    /// Where the JetStream API is in the streams' own account.
+    pub const JS_API_PREFIX: &'static str = "$JS.API";
+
     /// A plain connection to a server, whatever the environment says.
     pub fn to(url: &str) -> Self {
         Self {

@@ -7,6 +7,7 @@ pub mod config;
 mod options;
 mod publish;
 mod refusal;
+mod secrets;
 
 use std::time::Duration;
 
@@ -62,7 +63,7 @@ pub async fn connect(args: &NatsArgs, name: &str, first: FirstConnect) -> Result
         Some(prefix) => builder.api_prefix(prefix.clone()).build(client.clone()),
         None => builder.build(client.clone()),
     };
-    let api_prefix = args.js_api_prefix.clone().unwrap_or_else(|| "$JS.API".to_owned());
+    let api_prefix = args.js_api_prefix.clone().unwrap_or_else(|| NatsArgs::JS_API_PREFIX.to_owned());
     Ok(Connection { client, jetstream, api_prefix, connects })
 }
 
@@ -74,8 +75,7 @@ async fn dial(
     connects: watch::Sender<u64>,
 ) -> Result<Client, ConnectError> {
     let made = connects.subscribe();
-    let mut options = options::options(args, addresses)
-        .await?
+    let mut options = options::options(args, addresses)?
         .name(name)
         .ping_interval(PING_INTERVAL)
         .request_timeout(Some(REQUEST_TIMEOUT))
@@ -93,7 +93,10 @@ async fn dial(
     if first == FirstConnect::Retry {
         options = options.retry_on_initial_connect();
     }
-    options.connect(addresses).await.map_err(|error| refusal::classify_connect(&error, args))
+    options
+        .connect(options::without_secrets(&args.server)?)
+        .await
+        .map_err(|error| refusal::classify_connect(&error, args))
 }
 
 /// Doubles from 50 ms to a second, and takes a random half to whole of that, so that a fleet does not return at once.

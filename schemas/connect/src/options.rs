@@ -1,46 +1,26 @@
-//! From flags to the client library's options. Files are read here, so that a wrong one is named before a connection is
-//! tried: a worker would go on trying for ever.
+//! From flags to the client library's options. Files are read here first, so that a wrong one is named before a
+//! connection is tried: a worker would go on trying for ever.
 
 use std::path::Path;
 
 use async_nats::rustls::pki_types::pem::{self, PemObject};
 use async_nats::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use async_nats::{ConnectOptions, ServerAddr};
+use async_nats::{AuthError, ConnectOptions, ServerAddr};
 use percent_encoding::percent_decode_str;
 
 use crate::refusal::redact;
+use crate::secrets::Secrets;
 use crate::{ConnectError, NatsArgs};
 
-/// How an nkey seed of a user begins.
-const USER_SEED: &str = "SU";
-
-pub async fn options(args: &NatsArgs, addresses: &[ServerAddr]) -> Result<ConnectOptions, ConnectError> {
-    let mut options = ConnectOptions::new();
-    if let Some(path) = &args.creds {
-        let text = read("--creds", path).await?;
-        options = options.credentials(&text).map_err(|_| {
-            unfit("--creds", path, "holds no user JWT with its nkey seed, as `nsc generate creds` writes")
-        })?;
-    }
-    if let Some(path) = &args.nkey {
-        let text = read("--nkey", path).await?;
-        let seed = text.lines().map(str::trim).find(|line| line.starts_with(USER_SEED));
-        // The library would find out with each try only.
-        let seed = seed.filter(|seed| nkeys::KeyPair::from_seed(seed).is_ok());
-        let seed =
-            seed.ok_or_else(|| unfit("--nkey", path, "holds no nkey seed of a user, a line that begins with SU"))?;
-        options = options.nkey(seed.to_owned());
-    }
-    // The library does not use what stands in a URL, which concerns that URL more than a flag or a variable does.
-    let (user, password) = match addresses.iter().find_map(in_url) {
-        Some((user, password)) => (Some(user), password),
-        None => (args.user.clone(), args.password.clone()),
-    };
-    options = match (user, password) {
-        (Some(user), Some(password)) => options.user_and_password(user, password),
-        (Some(token), None) => options.token(token),
-        (None, _) => options,
-    };
+pub fn options(args: &NatsArgs, addresses: &[ServerAddr]) -> Result<ConnectOptions, ConnectError> {
+    let secrets = Secrets::new(args, addresses);
+    secrets.answer(&[])?;
+    // Asked at each connect, so that credentials that were changed meanwhile are used. The library reads the files of
+    // certificates anew by itself.
+    let mut options = ConnectOptions::with_auth_callback(move |nonce| {
+        let answer = secrets.answer(&nonce).map_err(AuthError::new);
+        async move { answer }
+    });
     if let Some(path) = &args.tlsca {
         certificates("--tlsca", path)?;
         options = options.add_root_certificates(path.clone());
@@ -71,14 +51,21 @@ pub fn addresses(urls: &str) -> Result<Vec<ServerAddr>, ConnectError> {
     urls.split(',').map(parse).collect()
 }
 
-/// User and password of a URL, or a token.
-fn in_url(address: &ServerAddr) -> Option<(String, Option<String>)> {
-    let decode = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
-    Some((decode(address.username()?), address.password().map(decode)))
+/// The same servers without what stands before the `@` of a URL: the library logs addresses as they are.
+pub fn without_secrets(urls: &str) -> Result<Vec<ServerAddr>, ConnectError> {
+    let plain = |url: &str| match url.trim().rsplit_once('@') {
+        Some((before, host)) => {
+            before.split_once("://").map_or(host.to_owned(), |(scheme, _)| format!("{scheme}://{host}"))
+        }
+        None => url.to_owned(),
+    };
+    addresses(&urls.split(',').map(plain).collect::<Vec<_>>().join(","))
 }
 
-async fn read(key: &'static str, path: &Path) -> Result<String, ConnectError> {
-    tokio::fs::read_to_string(path).await.map_err(|error| unfit(key, path, &format!("cannot be read: {error}")))
+/// User and password of a URL, or a token.
+pub(crate) fn in_url(address: &ServerAddr) -> Option<(String, Option<String>)> {
+    let decode = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    Some((decode(address.username()?), address.password().map(decode)))
 }
 
 /// Checks that a file holds certificates, at least one.
@@ -94,7 +81,7 @@ fn pem_error(key: &'static str, path: &Path, what: &str, error: &pem::Error) -> 
     }
 }
 
-fn unfit(key: &'static str, path: &Path, reason: &str) -> ConnectError {
+pub(crate) fn unfit(key: &'static str, path: &Path, reason: &str) -> ConnectError {
     ConnectError::File { key, path: path.display().to_string(), reason: reason.to_owned() }
 }
 
@@ -107,5 +94,10 @@ mod tests {
         let addresses = addresses("nats://h, nats://ann:p%40ss@h2:4223").unwrap();
         assert_eq!(addresses.iter().find_map(in_url), Some(("ann".to_owned(), Some("p@ss".to_owned()))));
         assert_eq!(in_url(&"nats://token@h".parse().unwrap()), Some(("token".to_owned(), None)));
+        let plain = without_secrets("nats://h, tls://ann:p%40ss@h2:4223,tok@h3").unwrap();
+        assert_eq!(
+            plain.iter().map(ServerAddr::as_url_str).collect::<Vec<_>>(),
+            ["nats://h", "tls://h2:4223", "nats://h3"]
+        );
     }
 }

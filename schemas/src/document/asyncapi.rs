@@ -67,7 +67,7 @@ const MESSAGES: [Message; 5] = [
 ];
 
 /// A channel: its key, address, message and description.
-const CHANNELS: [(&str, &str, &str, &str); 6] = [
+const CHANNELS: [(&str, &str, &str, &str); 7] = [
     (
         "jobs",
         "inferq.jobs.{model}.{lane}.{tenant}.{job_id}",
@@ -94,6 +94,12 @@ const CHANNELS: [(&str, &str, &str, &str); 6] = [
         "The answers of jobs that stream, in chunks, for minutes in the stream INFERQ_TOKENS. No chunk is there twice.",
     ),
     (
+        "liveTokens",
+        "inferq.live.tokens.{tenant}.{job_id}",
+        "chunk",
+        "Chunks as they are stored, republished by the server without being kept.",
+    ),
+    (
         "logs",
         "inferq.logs.{tenant}.{job_id}",
         "log",
@@ -108,11 +114,12 @@ const CHANNELS: [(&str, &str, &str, &str); 6] = [
 ];
 
 /// An operation: its key, action, channel and description.
-const OPERATIONS: [(&str, &str, &str, &str); 6] = [
+const OPERATIONS: [(&str, &str, &str, &str); 7] = [
     ("sendJob", "send", "jobs", "Queues a job; the server acknowledges when it is stored."),
     ("receiveResult", "receive", "results", "Reads stored results, by subject or with a consumer."),
     ("receiveLiveResult", "receive", "live", "Waits for results with a plain subscription."),
     ("receiveChunk", "receive", "tokens", "Reads an answer as it is made, from any chunk on."),
+    ("receiveLiveChunk", "receive", "liveTokens", "Hears an answer as it is made, with a plain subscription."),
     ("receiveLog", "receive", "logs", "Follows what happens to jobs."),
     ("receiveDeadJob", "receive", "dead", "Reads jobs that were given up."),
 ];
@@ -223,7 +230,7 @@ fn parameters() -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::subject::{Address, JobId, ReplyTokens, Token, dead_subject, live_subject};
+    use crate::subject::{Address, JobId, ReplyTokens, Token, dead_subject, live_subject, live_token_subject};
 
     #[test]
     fn every_header_of_the_table_is_on_a_message() {
@@ -244,11 +251,13 @@ mod tests {
         };
         let subject = address.subject().unwrap();
         let result = ReplyTokens::parse(&subject).unwrap().result_subject();
+        let tokens = ReplyTokens::parse(&subject).unwrap().token_subject();
         let made = [
             ("jobs", subject.clone()),
             ("results", result.clone()),
             ("live", live_subject(&result)),
-            ("tokens", ReplyTokens::parse(&subject).unwrap().token_subject()),
+            ("tokens", tokens.clone()),
+            ("liveTokens", live_token_subject(&tokens)),
             ("logs", ReplyTokens::parse(&subject).unwrap().log_subject()),
             ("dead", dead_subject(&subject)),
         ];

@@ -1,5 +1,7 @@
 //! What tests stand on: a real nats-server, real worker processes, and waiting without ordering things by time.
 
+#[allow(dead_code, reason = "the tests use it")]
+mod accounts;
 mod certificates;
 mod cluster;
 mod deployment;
@@ -14,6 +16,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+#[allow(unused_imports, reason = "the tests name it")]
+pub use accounts::Accounts;
 pub use certificates::Certificates;
 pub use cluster::Cluster;
 #[allow(unused_imports, reason = "the benchmarks name it")]
