@@ -118,7 +118,7 @@ async fn service(name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> 
     let read = || fs::read_to_string(&log).unwrap();
     eventually("the service is ready or refused", async || {
         let text = read();
-        let is_done = ["ready", "trying again"].iter().any(|word| text.contains(word));
+        let is_done = ["ready", "trying again", "inferq setup"].iter().any(|word| text.contains(word));
         (is_done || process.try_wait().unwrap().is_some()).then_some(())
     })
     .await;
