@@ -174,7 +174,11 @@ impl Client {
                 let known = self.registered().await.unwrap_or_default();
                 let known =
                     known.iter().map(|(model, lane)| format!("{model} ({lane})")).collect::<Vec<_>>().join(", ");
-                let known = if known.is_empty() { "none".to_owned() } else { known };
+                let known = match known.is_empty() {
+                    true if self.reach.get() == Some(&Reach::Own) => "only the operator is told".to_owned(),
+                    true => "none".to_owned(),
+                    false => known,
+                };
                 SubmitError::UnknownModel { model: address.model.clone(), lane: address.lane, known }
             }
             Ok(true) | Err(_) => SubmitError::Failed(PublishFailure::NoStream),

@@ -10,6 +10,9 @@ use crate::support::{Server, echo_registry, eventually, program, run, signal};
 /// What is told, and must not be heard of again.
 const PASSWORD: &str = "s3cret-password";
 
+/// Flags, and variables.
+type Way = (Vec<String>, Vec<(&'static str, String)>);
+
 struct Told {
     folder: tempfile::TempDir,
     secrets: Vec<String>,
@@ -38,7 +41,7 @@ impl Told {
     }
 
     /// Each way to be told a secret: as flags, and as variables.
-    fn ways(&self, url: &str) -> [(Vec<String>, Vec<(&'static str, String)>); 5] {
+    fn ways(&self, url: &str) -> [Way; 5] {
         let in_url = url.replace("://", &format!("://ann:{PASSWORD}@"));
         let flag = |name: &str, value: String| vec![name.to_owned(), value];
         let token = "HF_TOKEN";
@@ -118,7 +121,7 @@ async fn service(name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> 
     let read = || fs::read_to_string(&log).unwrap();
     eventually("the service is ready or refused", async || {
         let text = read();
-        let is_done = ["ready", "trying again"].iter().any(|word| text.contains(word));
+        let is_done = ["ready", "trying again", "inferq setup"].iter().any(|word| text.contains(word));
         (is_done || process.try_wait().unwrap().is_some()).then_some(())
     })
     .await;

@@ -1,7 +1,7 @@
 //! Access: NATS accounts that keep tenants, workers and operators apart.
 //!
 //! [`plan`] says what crosses the border of an account, and nothing else does. [`Folder`] holds the keys and writes what a
-//! server reads: a configuration ([`conf`]), or claims that an operator has signed ([`claims`]).
+//! server reads: a configuration (`conf.rs`), or claims that an operator has signed (`claims.rs`).
 
 mod claims;
 mod conf;
