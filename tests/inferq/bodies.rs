@@ -187,6 +187,7 @@ async fn the_body_of_a_job_that_is_given_up_expires_with_its_result_and_comes_ba
     assert_eq!(deployment.result(id.as_str()).await.1["response"]["status_code"], 500);
     let inputs = format!("OBJ_{INPUTS_BUCKET}");
     eventually("its body leaves the jobs", async || (deployment.count(&inputs).await.0 == 0).then_some(())).await;
+    eventually("its delivery is over", async || (deployment.count(JOBS).await.0 == 0).then_some(())).await;
     drop(worker);
     let show = deployment.inferq(&["dead", "show", id.as_str(), "--output", "json"]);
     let shown: Value = serde_json::from_slice(&show.stdout).unwrap();
