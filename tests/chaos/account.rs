@@ -97,6 +97,8 @@ pub async fn draw_up(stage: &Stage, ledger: &Ledger) -> Account {
             Some(entry) => account.check_result(&entry, stored, &mut told, &mut oracle),
             None => account.wrong(format!("{}: a second result, or one of a job never sent", stored.job_id)),
         }
+        // Other scenarios go on: to embed takes a while.
+        tokio::task::yield_now().await;
     }
     for entry in entries.values().filter(|entry| entry.acknowledged_at.is_some()) {
         account.wrong(format!("{}: acknowledged, and no result is stored", entry.job.id));

@@ -102,9 +102,11 @@ async fn play(scenario: &Scenario, stage: &mut Stage, progress: &Progress) {
     let ends = scenario.plan.iter().map(|planned| (planned.at + planned.lasts, false, planned));
     let mut moments: Vec<_> = begins.chain(ends).collect();
     moments.sort_by_key(|(at, ..)| *at);
-    let started = Instant::now();
+    let mut started = Instant::now();
     for (at, is_begin, planned) in moments {
         stage.tend(at.saturating_sub(started.elapsed())).await;
+        // What comes late makes all that follows late: a fault lasts as long as it is meant to.
+        started += started.elapsed().saturating_sub(at);
         if is_begin {
             progress.say(planned);
             stage.begin(planned).await;
