@@ -39,6 +39,9 @@ pub struct SubmitOptions {
     pub when_full: WhenFull,
     /// The id was not made for this submission, so its result may be there already. Looking costs a round trip.
     pub may_exist: bool,
+    /// Nobody can guess the job id, so the message id is made of it alone: another process that publishes the same job is
+    /// known by it.
+    pub is_id_random: bool,
 }
 
 /// What to do while the job stream is full.
@@ -57,6 +60,7 @@ impl Submission {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, self.encoding.content_type());
         let Address { tenant, job_id, .. } = &self.address;
+        let salt = if self.options.is_id_random { Uuid::nil() } else { salt };
         headers
             .insert(header::MESSAGE_ID, message_id(&[salt.as_bytes(), tenant.as_bytes(), job_id.as_str().as_bytes()]));
         let SubmitOptions { deadline, timeout, max_attempts, no_store, stream, cost, .. } = &self.options;

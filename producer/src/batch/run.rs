@@ -331,7 +331,7 @@ impl Run<'_> {
             tenant: self.state.tenant.clone(),
             job_id: JobId::new(format!("{}-{}", self.state.batch_id, row.number))?,
         };
-        let options = SubmitOptions { cost: Some(row.cost), ..Default::default() };
+        let options = SubmitOptions { cost: Some(row.cost), is_id_random: true, ..Default::default() };
         Ok(Submission { address, encoding: Encoding::Json, payload: row.payload.clone(), options })
     }
 
