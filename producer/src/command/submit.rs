@@ -123,6 +123,7 @@ fn submission(args: &SubmitArgs, job: &Job) -> anyhow::Result<Submission> {
             config::WhenFull::Refuse => WhenFull::Refuse,
         },
         may_exist: args.id.is_some(),
+        is_id_random: args.id.is_none(),
     };
     Ok(Submission { address, encoding, payload: payload.into(), options })
 }
