@@ -9,10 +9,13 @@
 mod lookup;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry as MapEntry;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nats::Client;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use connect::Connection;
 use schemas::provenance::CacheUse;
 use schemas::registry::{self, CacheScope};
@@ -28,13 +31,13 @@ use crate::engine::{Goal, Output, Sequence};
 const ENTRY_BYTES_MAX: usize = 512 << 10;
 
 /// A hash of the work.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Key(String);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Key([u8; 32]);
 
 /// What is kept.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Entry {
-    outputs: Vec<Output>,
+#[derive(Debug, Serialize, Deserialize)]
+struct Entry<O> {
+    outputs: O,
 }
 
 type Outputs = Arc<Vec<Output>>;
@@ -45,8 +48,8 @@ pub struct Cache {
     lookups: Lookups,
     /// Model, weights and engine, hashed already.
     identity: Sha256,
-    /// Work that is being done here.
-    doing: Mutex<HashMap<Key, watch::Receiver<Option<Outputs>>>>,
+    /// Work that is being done here, with the channel of those who wait for it, where there are any.
+    doing: Mutex<HashMap<Key, Option<watch::Sender<Option<Outputs>>>>>,
 }
 
 /// What the cache has to say of some work.
@@ -61,7 +64,6 @@ pub enum Found<'a> {
 pub struct Turn<'a> {
     cache: &'a Cache,
     key: Key,
-    answer: watch::Sender<Option<Outputs>>,
 }
 
 impl Cache {
@@ -84,7 +86,9 @@ impl Cache {
         hash.update([0]);
         for sequence in sequences {
             hash.update((sequence.tokens.len() as u64).to_le_bytes());
-            hash.update(sequence.tokens.iter().flat_map(|token| token.to_le_bytes()).collect::<Vec<u8>>());
+            let (width, bytes) = compact(&sequence.tokens);
+            hash.update([width]);
+            hash.update(bytes);
             match &sequence.goal {
                 Goal::Embed => hash.update([1]),
                 Goal::Generate(params) => {
@@ -102,13 +106,13 @@ impl Cache {
                 }
             }
         }
-        Key(format!("{:x}", hash.finalize()))
+        Key(hash.finalize().into())
     }
 
     /// Looks the work up, or waits for it where it is being done here.
     pub async fn find(&self, key: Key) -> Found<'_> {
         loop {
-            let turn = match self.enter(&key) {
+            let turn = match self.enter(key) {
                 Ok(turn) => turn,
                 Err(mut doing) => match doing.wait_for(Option::is_some).await {
                     Ok(outputs) => {
@@ -119,10 +123,10 @@ impl Cache {
                     Err(_) => continue,
                 },
             };
-            let entry = self.lookups.get(format!("$KV.{CACHE_BUCKET}.{}", key.0)).await;
-            return match entry.and_then(|entry| rmp_serde::from_slice::<Entry>(&entry).ok()) {
+            let entry = self.lookups.get(key.subject()).await;
+            return match entry.and_then(|entry| rmp_serde::from_slice::<Entry<Vec<Output>>>(&entry).ok()) {
                 Some(Entry { outputs }) => {
-                    turn.share(outputs.clone());
+                    turn.share(&outputs);
                     Found::Done(outputs, CacheUse::Hit)
                 }
                 None => Found::ToDo(turn),
@@ -130,14 +134,30 @@ impl Cache {
         }
     }
 
-    fn enter(&self, key: &Key) -> Result<Turn<'_>, watch::Receiver<Option<Outputs>>> {
-        let mut doing = self.doing.lock().expect("no panic while held");
-        if let Some(others) = doing.get(key) {
-            return Err(others.clone());
+    fn enter(&self, key: Key) -> Result<Turn<'_>, watch::Receiver<Option<Outputs>>> {
+        match self.doing.lock().expect("no panic while held").entry(key) {
+            MapEntry::Vacant(free) => {
+                free.insert(None);
+                Ok(Turn { cache: self, key })
+            }
+            MapEntry::Occupied(mut taken) => Err(taken.get_mut().get_or_insert_default().subscribe()),
         }
-        let (answer, others) = watch::channel(None);
-        doing.insert(key.clone(), others);
-        Ok(Turn { cache: self, key: key.clone(), answer })
+    }
+}
+
+impl Key {
+    fn subject(&self) -> String {
+        format!("$KV.{CACHE_BUCKET}.{}", URL_SAFE_NO_PAD.encode(self.0))
+    }
+}
+
+/// The tokens in as few bytes as the largest of them needs, and how many that are: hashing them is most of what a lookup
+/// costs here.
+fn compact(tokens: &[u32]) -> (u8, Vec<u8>) {
+    match tokens.iter().max() {
+        Some(0x1_0000..) => (4, tokens.iter().flat_map(|token| token.to_le_bytes()).collect()),
+        Some(0x100..) => (2, tokens.iter().flat_map(|&token| (token as u16).to_le_bytes()).collect()),
+        _ => (1, tokens.iter().map(|&token| token as u8).collect()),
     }
 }
 
@@ -146,20 +166,20 @@ impl Turn<'_> {
     pub async fn done(self, outputs: &[Output], took: Duration) {
         let is_worth_it = took >= Duration::from_millis(self.cache.settings.store_above_milliseconds);
         if is_worth_it
-            && let Ok(payload) = rmp_serde::to_vec(&Entry { outputs: outputs.to_vec() })
+            && let Ok(payload) = rmp_serde::to_vec(&Entry { outputs })
             && payload.len() <= ENTRY_BYTES_MAX
-            && let Err(error) =
-                self.cache.client.publish(format!("$KV.{CACHE_BUCKET}.{}", self.key.0), payload.into()).await
+            && let Err(error) = self.cache.client.publish(self.key.subject(), payload.into()).await
         {
             tracing::warn!(%error, "answer not kept in the cache");
         }
-        self.share(outputs.to_vec());
+        self.share(outputs);
     }
 
-    fn share(self, outputs: Vec<Output>) {
-        // Nobody may be waiting.
-        if self.answer.receiver_count() > 1 {
-            self.answer.send_replace(Some(Arc::new(outputs)));
+    /// Whoever begins to wait before the turn is dropped finds them too.
+    fn share(self, outputs: &[Output]) {
+        let waiting = self.cache.doing.lock().expect("no panic while held").get(&self.key).cloned().flatten();
+        if let Some(waiting) = waiting {
+            waiting.send_replace(Some(Arc::new(outputs.to_vec())));
         }
     }
 }
@@ -167,5 +187,22 @@ impl Turn<'_> {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.cache.doing.lock().expect("no panic while held").remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::compact;
+
+    proptest! {
+        #[test]
+        fn different_tokens_stay_different(one: Vec<u32>, other: Vec<u32>, shift in 0_u32..32) {
+            let narrow = |tokens: &[u32]| tokens.iter().map(|token| token >> shift).collect::<Vec<_>>();
+            let (one, other) = (narrow(&one), narrow(&other));
+            prop_assert_eq!(compact(&one) == compact(&other), one == other);
+            prop_assert_ne!(compact(&one), compact(&[one.as_slice(), &[0]].concat()));
+        }
     }
 }

@@ -8,7 +8,7 @@ use async_nats::{Client, Message, Subscriber};
 use bytes::Bytes;
 use futures::StreamExt;
 use schemas::stream::CACHE_BUCKET;
-use serde_json::json;
+use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
 /// Keys of one request.
@@ -42,31 +42,51 @@ impl Lookups {
     }
 }
 
+#[derive(Serialize)]
+struct Request<'a> {
+    multi_last: Vec<&'a str>,
+    batch: usize,
+}
+
 async fn serve(client: Client, subject: String, mut asked: mpsc::Receiver<Asked>) {
+    let inbox = client.new_inbox();
+    // One subscription for all requests: to make one costs the server as much as an answer.
+    let mut answers = match client.subscribe(format!("{inbox}.*")).await {
+        Ok(answers) => answers,
+        Err(error) => return tracing::error!(%error, "the cache cannot be read"),
+    };
     let mut batch = Vec::with_capacity(BATCH_MAX);
+    let mut number = 0_u64;
     while asked.recv_many(&mut batch, BATCH_MAX).await > 0 {
-        let mut waiting: HashMap<String, oneshot::Sender<Bytes>> =
-            batch.drain(..).map(|Asked { subject, answer }| (subject, answer)).collect();
-        let answered = tokio::time::timeout(ANSWER_MAX, look_up(&client, &subject, &mut waiting)).await;
-        if !matches!(answered, Ok(Some(()))) {
-            tracing::debug!(keys = waiting.len(), "cache not reached, its entries count as missing");
+        number += 1;
+        let multi_last = batch.iter().map(|asked: &Asked| asked.subject.as_str()).collect();
+        let request = Request { multi_last, batch: batch.len() };
+        let request = serde_json::to_vec(&request).expect("text and numbers are JSON");
+        let inbox = format!("{inbox}.{number}");
+        let answered = async {
+            client.publish_with_reply(subject.clone(), inbox.clone(), request.into()).await.ok()?;
+            hand_out(&mut answers, &inbox, &mut batch).await
+        };
+        if !matches!(tokio::time::timeout(ANSWER_MAX, answered).await, Ok(Some(()))) {
+            tracing::debug!(keys = batch.len(), "cache not reached, its entries count as missing");
         }
         // Those that are left are told by the end of their channel.
+        batch.clear();
     }
 }
 
-/// Answers those whose key is there.
-async fn look_up(client: &Client, subject: &str, waiting: &mut HashMap<String, oneshot::Sender<Bytes>>) -> Option<()> {
-    let keys: Vec<&String> = waiting.keys().collect();
-    let request = json!({ "multi_last": keys, "batch": keys.len() }).to_string();
-    let inbox = client.new_inbox();
-    let mut answers: Subscriber = client.subscribe(inbox.clone()).await.ok()?;
-    client.publish_with_reply(subject.to_owned(), inbox, request.into()).await.ok()?;
+/// Answers those whose key is there. What comes to another inbox is of a request that was given up.
+async fn hand_out(answers: &mut Subscriber, inbox: &str, batch: &mut Vec<Asked>) -> Option<()> {
+    let mut waiting: HashMap<String, oneshot::Sender<Bytes>> = HashMap::new();
     while let Some(message) = answers.next().await {
+        if message.subject.as_str() != inbox {
+            continue;
+        }
         // 204 ends the answers, 404 says that there are none.
         if message.status.is_some() {
             return Some(());
         }
+        waiting.extend(batch.drain(..).map(|Asked { subject, answer }| (subject, answer)));
         if let Some(answer) = key_of(&message).and_then(|key| waiting.remove(key)) {
             let _ = answer.send(message.payload);
         }
