@@ -1,4 +1,4 @@
-"""Holds alerts, dashboard, runbook and README together: metrics.py RULES_OUT.
+"""Holds alerts, dashboard, runbook and OBSERVABILITY.md together: metrics.py RULES_OUT.
 
 Writes the dashboard's queries as recording rules to RULES_OUT, for promtool to parse. Prints each problem; exits with 1.
 """
@@ -14,9 +14,9 @@ k8s = pathlib.Path(__file__).parent.parent
 files = k8s / "chart/files"
 problems = []
 
-# Tables of the README have the metrics' names first; a histogram has three series.
-readme = (k8s.parent / "README.md").read_text(encoding="utf-8")
-known = set(re.findall(r"^\| `(inferq_[a-z_]+)`", readme, re.M))
+# Its tables have the metrics' names first; a histogram has three series.
+observability = (k8s.parent / "OBSERVABILITY.md").read_text(encoding="utf-8")
+known = set(re.findall(r"^\| `(inferq_[a-z_]+)`", observability, re.M))
 known |= {f"{name}_{suffix}" for name in known if name.endswith("_seconds") for suffix in ("bucket", "sum", "count")}
 # Labels that the PodMonitors add.
 labels = {"inferq_revision"}
@@ -27,7 +27,7 @@ def check_query(where, query, optional=False):
         if name.startswith("nats_") and not optional:
             problems.append(f"{where}: {name} is of the NATS exporter, which is optional")
         if name.startswith("inferq_") and name not in known:
-            problems.append(f"{where}: the README has no metric {name}")
+            problems.append(f"{where}: OBSERVABILITY.md has no metric {name}")
 
 
 runbook = set(re.findall(r"^## (Inferq\w+)$", (k8s / "RUNBOOK.md").read_text(encoding="utf-8"), re.M))

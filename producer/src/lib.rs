@@ -2,7 +2,6 @@
 //! batch files, look after dead letters, set streams up.
 
 pub mod access;
-pub mod backlog;
 pub mod batch;
 pub mod cancel;
 pub mod client;

@@ -2,15 +2,14 @@
 
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::DirectGetErrorKind;
+use backlog::{Rate, costs, paces, position};
 use schemas::header;
 use schemas::log::{LogEvent, LogMessage, LogRecord};
 use schemas::stream;
 use schemas::subject::{JobId, Token};
 use serde::Serialize;
 
-use crate::backlog::position;
 use crate::client::{Client, ReadError, decode, log_subject, queued_filter, server, stream_handle};
-use crate::status::{costs, paces, rate};
 
 /// Where a job stands.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -75,7 +74,7 @@ impl Client {
             return Ok(Standing::Running { model: name, lane, worker, attempt });
         }
         let position = position(consumer.num_pending, job.sequence, delivered, jobs.cached_info().state.last_sequence);
-        let rate = rate(&paces(&self.connection.client).await.map_err(server)?, &name);
+        let rate = Rate::of_model(&paces(&self.connection.client).await.map_err(server)?, &name);
         let before = match rate.units_per_second {
             Some(_) => costs(&jobs, &consumer.config.filter_subject, delivered + 1, job.sequence - 1).await,
             None => Vec::new(),

@@ -6,6 +6,7 @@ use std::process::{Command, Output, Stdio};
 use schemas::stream::{JOBS, RESULTS};
 use serde_json::Value;
 
+use crate::logger::{free_address, metrics};
 use crate::support::{Accounts, Deployment, TENANT, WorkerProcess, content, echo_registry, eventually, program, run};
 
 fn text(output: &Output) -> String {
@@ -120,11 +121,12 @@ async fn check_operator(accounts: &Accounts, deployment: &Deployment, tenant: &s
     assert!(text(&result).contains("batch_cancelled"), "{}", text(&result));
 }
 
-/// The logger writes a line for each result, with its own credentials.
+/// The logger writes a line for each result and tells of the queue, with its own credentials.
 async fn check_logger(accounts: &Accounts, deployment: &Deployment) {
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new(program("inferq-logger"));
-    command.args(["--admin", "127.0.0.1:0", "--log", "warn", "--out"]).arg(folder.path());
+    let address = free_address();
+    command.args(["--admin", &address, "--log", "warn", "--out"]).arg(folder.path());
     let mut logger = command.args(accounts.arguments("logger", &[])).stdin(Stdio::null()).spawn().unwrap();
     let results = deployment.count(RESULTS).await.0;
     eventually("all results are lines", async || {
@@ -136,6 +138,12 @@ async fn check_logger(accounts: &Accounts, deployment: &Deployment) {
         let stream = deployment.stream(RESULTS).await;
         let consumer = stream.consumer_info("logger_results").await.unwrap();
         (consumer.num_ack_pending == 0 && consumer.num_pending == 0).then_some(())
+    })
+    .await;
+    eventually("the queue is told of", async || {
+        let metrics = metrics(&address).await?;
+        let told = ["inferq_workers{model=\"echo\"} 1", "inferq_queue_jobs{lane=\"default\",model=\"echo\"} 0"];
+        told.iter().all(|series| metrics.contains(series)).then_some(())
     })
     .await;
     logger.kill().unwrap();

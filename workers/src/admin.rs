@@ -24,6 +24,19 @@ pub enum Phase {
     Broken,
 }
 
+impl Phase {
+    pub const ALL: [Self; 4] = [Self::Loading, Self::Running, Self::Draining, Self::Broken];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Loading => "loading",
+            Self::Running => "running",
+            Self::Draining => "draining",
+            Self::Broken => "broken",
+        }
+    }
+}
+
 /// What the admin port shows.
 #[derive(Clone)]
 pub struct Admin {

@@ -50,11 +50,13 @@ impl Worker {
         let lanes = pulls.into_iter().map(|pull| serve(pull, &station, &tracker, &abandon, &stop));
         let (_, stopped) = tokio::join!(futures::future::join_all(lanes), async {
             stop.cancelled().await;
+            station.metrics.begin_drain();
             tracing::info!(in_flight = tracker.len(), "draining");
             Instant::now()
         });
         tracker.close();
         finish(&tracker, &abandon, grace.saturating_sub(stopped.elapsed())).await;
+        tracing::info!(seconds = stopped.elapsed().as_secs_f64(), "drained");
         // Without a server there is nobody to send them to.
         match tokio::time::timeout(HAND_BACK, station.client.flush()).await {
             Ok(Ok(())) => {}
@@ -78,7 +80,7 @@ async fn serve(
         let pulled = pull.next(stop).await;
         let waiting = pulled.last().and_then(|last| last.message.info().ok()).map_or(0, |info| info.pending);
         station.metrics.note_waiting(pull.lane(), waiting);
-        station.metrics.read_pace(&station.pace);
+        station.metrics.note_pace(&station.pace);
         for pulled in pulled {
             let delivery = Delivery::new(Arc::clone(station), pulled.message);
             let abandon = abandon.clone();

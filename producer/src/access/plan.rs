@@ -11,7 +11,7 @@ use schemas::{WORKER_SERVICE, pace, stream};
 pub const CORE: &str = "CORE";
 /// Workers of all models.
 pub const WORK: &str = "WORK";
-/// The logger, which reads and acknowledges what it reads.
+/// The logger, which reads and acknowledges what it reads, and looks at what waits.
 pub const LOG: &str = "LOG";
 
 /// Where other accounts find the JetStream API of [`CORE`]: their own stands at `$JS.API`.
@@ -115,7 +115,15 @@ fn of_loggers() -> Vec<Crossing> {
         own.extend(acknowledgements(LOG, stream, &name));
         own
     };
-    stream::logger_consumers().into_iter().flat_map(consumer).collect()
+    let mut all: Vec<_> = stream::logger_consumers().into_iter().flat_map(consumer).collect();
+    // What waits, for its metrics, with the first jobs that do: their age and what they say of their cost.
+    all.extend(
+        ["STREAM.INFO", "CONSUMER.LIST", "DIRECT.GET"]
+            .map(|name| api(Kind::Service, LOG)(&format!("{name}.{}", stream::JOBS))),
+    );
+    let asked = crossing(Kind::Answers, LOG)(pace::SUBJECT);
+    all.push(Crossing { from: WORK.to_owned(), ..asked });
+    all
 }
 
 /// A tenant publishes jobs under its own name and reads what comes of them. It makes no consumer: who makes one chooses a

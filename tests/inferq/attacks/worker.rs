@@ -64,7 +64,9 @@ async fn a_worker_makes_changes_and_deletes_no_stream_and_no_consumer() {
 #[tokio::test]
 async fn a_logger_reads_and_that_is_all() {
     let stage = Stage::new().await;
-    check_api(&stage, "logger", |request| request.starts_with("CONSUMER.MSG.NEXT")).await;
+    // What waits is its business too.
+    let is_own = |request: &str| request.starts_with("CONSUMER.MSG.NEXT") || request == "STREAM.INFO.INFERQ_JOBS";
+    check_api(&stage, "logger", is_own).await;
     let logger = stage.accounts.connect("logger").await;
     let before = stage.seen().await;
     for subject in [

@@ -185,6 +185,8 @@ impl Delivery {
         cache: Option<CacheUse>,
     ) -> Result<Done, EngineError> {
         let done = self.run_engine(sequences, alone).await?;
+        self.station.metrics.prefill_seconds.observe(done.prefill.as_secs_f64());
+        self.station.metrics.decode_seconds.observe(done.decode.as_secs_f64());
         let run = Some((done.prefill, done.decode));
         self.made.get_or_init(|| Made { seed: plan.seed, cache, run, ..Made::default() });
         Ok(done)

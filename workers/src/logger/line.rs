@@ -4,7 +4,7 @@
 //! or server says too.
 
 use async_nats::{HeaderMap, Message};
-use schemas::header;
+use schemas::header::{self, DeadClass};
 use schemas::subject::Token;
 use serde::Serialize;
 use serde_json::{Map, Number, Value, json};
@@ -103,6 +103,13 @@ pub fn append(kind: Kind, message: &Message, stored: OffsetDateTime, text: &mut 
         text.push(b'\n');
     }
     count
+}
+
+/// The model of a dead letter and why it is one.
+pub fn given_up(message: &Message) -> (String, Option<DeadClass>) {
+    let model = message.subject.split('.').nth(2).map(decoded).unwrap_or_default();
+    let class = message.headers.as_ref().and_then(|headers| headers.get(header::DEAD_CLASS));
+    (model, class.and_then(|class| class.as_str().parse().ok()))
 }
 
 fn records(payload: &[u8]) -> Vec<Map<String, Value>> {

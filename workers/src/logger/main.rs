@@ -11,7 +11,7 @@ use workers::admin::{self, Admin, Phase};
 use workers::health;
 use workers::logger::config::{Cli, Command};
 use workers::logger::metrics::Metrics;
-use workers::logger::{self, Sink};
+use workers::logger::{self, Sink, queue};
 use workers::process;
 
 #[global_allocator]
@@ -47,6 +47,7 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
     let Some(consumers) = logger::look_up(&connection.jetstream, &stop).await else { return Ok(()) };
     phase.send_replace(Phase::Running);
     tracing::info!("ready");
+    tokio::spawn(queue::watch(connection.clone(), Arc::clone(&metrics), stop.clone()));
     let draining = async {
         stop.cancelled().await;
         phase.send_replace(Phase::Draining);

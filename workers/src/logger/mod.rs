@@ -9,6 +9,7 @@ mod files;
 mod line;
 pub mod metrics;
 mod pull;
+pub mod queue;
 mod sink;
 
 use std::sync::Arc;
@@ -113,6 +114,10 @@ fn write_group(group: &[Batch], sink: &mut Sink, metrics: &Metrics) -> anyhow::R
             let lines = line::append(batch.kind, message, stored_at(message), &mut text);
             sink.append(&text)?;
             metrics.count(batch.kind, lines, text.len());
+            if batch.kind == Kind::Dead {
+                let (model, class) = line::given_up(message);
+                metrics.count_dead_letter(&model, class);
+            }
         }
     }
     sink.sync()

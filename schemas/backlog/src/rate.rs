@@ -1,4 +1,4 @@
-//! Backlog: how long the jobs that wait will take, from what they cost and from what workers say of their pace.
+//! How long the jobs that wait will take, from what they cost and from what workers say of their pace.
 
 use schemas::pace::Pace;
 use serde::Serialize;
@@ -15,7 +15,12 @@ pub struct Rate {
 }
 
 impl Rate {
-    pub fn of<'a>(paces: impl IntoIterator<Item = &'a Pace>) -> Self {
+    /// Of the workers of a model.
+    pub fn of_model(paces: &[Pace], model: &str) -> Self {
+        Self::of(paces.iter().filter(|pace| pace.model == model))
+    }
+
+    fn of<'a>(paces: impl IntoIterator<Item = &'a Pace>) -> Self {
         let (mut unit_seconds, mut job_costs) = (Vec::new(), Vec::new());
         for pace in paces {
             unit_seconds.extend(pace.unit_seconds.filter(|seconds| seconds.is_finite() && *seconds > 0.0));
@@ -29,15 +34,25 @@ impl Rate {
         }
     }
 
-    /// What so many jobs take, of which some have been looked at: none of those is one whose producer said no cost.
-    /// None where nobody works, or what a job costs is not known at all.
+    /// What so many jobs take all workers together, of which some have been looked at: none of those is one whose
+    /// producer said no cost. None where nobody works, or what a job costs is not known at all.
     pub fn seconds(&self, jobs: u64, looked_at: &[Option<f64>]) -> Option<f64> {
         let units_per_second = self.units_per_second?;
+        Some(self.units(jobs, looked_at)? / units_per_second)
+    }
+
+    /// What they would take one worker of average pace.
+    pub fn worker_seconds(&self, jobs: u64, looked_at: &[Option<f64>]) -> Option<f64> {
+        let unit_seconds = self.unit_seconds?;
+        Some(self.units(jobs, looked_at)? * unit_seconds)
+    }
+
+    fn units(&self, jobs: u64, looked_at: &[Option<f64>]) -> Option<f64> {
         if jobs == 0 {
             return Some(0.0);
         }
         let costs: Vec<f64> = looked_at.iter().filter_map(|cost| cost.or(self.job_cost)).collect();
-        Some(jobs as f64 * mean(&costs).or(self.job_cost)? / units_per_second)
+        Some(jobs as f64 * mean(&costs).or(self.job_cost)?)
     }
 }
 
@@ -85,6 +100,8 @@ mod tests {
         assert_eq!(rate.seconds(10, &[None, Some(150.0)]), Some(10.0));
         assert_eq!(rate.seconds(10, &[]), Some(5.0));
         assert_eq!(rate.seconds(0, &[]), Some(0.0));
+        let two = Rate::of(&[pace(Some(0.01), Some(50.0)), pace(Some(0.01), Some(50.0))]);
+        assert_eq!((two.seconds(10, &[]), two.worker_seconds(10, &[])), (Some(2.5), Some(5.0)));
     }
 
     #[test]
