@@ -18,6 +18,7 @@ use schemas::result::JobResult;
 use schemas::subject::{JobId, Lane, ReplyTokens, Token, lane_filter, live_subject};
 use schemas::{header, stream};
 use tokio::sync::OnceCell;
+use traces::Traces;
 use uuid::Uuid;
 
 use crate::reach::Reach;
@@ -40,6 +41,7 @@ pub struct Client {
     pub(crate) reach: Arc<OnceCell<Reach>>,
     /// Part of every message id, so that nobody else can tell it.
     pub(crate) salt: Uuid,
+    pub(crate) traces: Traces,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +71,12 @@ impl Client {
         let (inputs, blobs) = (bucket(stream::INPUTS_BUCKET), bucket(stream::BLOBS_BUCKET));
         let dead = bucket(stream::DEAD_BUCKET);
         let (noted, reach, salt) = (Arc::default(), Arc::default(), Uuid::now_v7());
-        Self { inputs, blobs, dead, noted, reach, salt, connection }
+        Self { inputs, blobs, dead, noted, reach, salt, traces: Traces::default(), connection }
+    }
+
+    /// Has a span made for each job that is sent.
+    pub fn with_traces(self, traces: Traces) -> Self {
+        Self { traces, ..self }
     }
 
     /// Whether the job stream takes jobs of that model and lane.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use connect::NatsArgs;
 use schemas::subject::{JobId, Lane};
+use traces::TraceArgs;
 
 use self::dead::DeadCommand;
 use self::tenants::TenantsCommand;
@@ -30,6 +31,8 @@ pub struct Cli {
     /// Form of what is printed on standard output
     #[arg(long, global = true, value_enum, default_value_t = Output::Text)]
     pub output: Output,
+    #[command(flatten)]
+    pub traces: TraceArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

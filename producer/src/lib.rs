@@ -16,6 +16,7 @@ pub mod submission;
 pub mod submit;
 mod tenants;
 pub mod tokens;
+mod trace;
 
 pub use client::Client;
 pub use submission::{Submission, SubmitOptions, WhenFull};

@@ -8,7 +8,9 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
-use config::{BatchCommand, Cli, Command};
+use config::{BatchCommand, Cli, Command, Output};
+use connect::NatsArgs;
+use traces::Traces;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -42,18 +44,27 @@ fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> anyhow::Result<u8> {
-    let Cli { command, nats, output } = cli;
+    let Cli { command, nats, output, traces } = cli;
+    let (traces, exporter) = traces
+        .start("inferq", env!("CARGO_PKG_VERSION"))
+        .map_err(|error| anyhow::Error::new(command::Usage(error.to_string())))?;
+    let ended = obey(command, &nats, traces, output).await;
+    tokio::task::spawn_blocking(|| exporter.finish()).await?;
+    ended
+}
+
+async fn obey(command: Command, nats: &NatsArgs, traces: Traces, output: Output) -> anyhow::Result<u8> {
     match command {
-        Command::Setup(args) => command::setup::run(&nats, output, &args).await,
-        Command::Submit(args) => command::submit::run(&nats, output, *args).await,
-        Command::Batch(BatchCommand::Run(args)) => command::batch::run(&nats, output, args).await,
-        Command::Results(args) => command::results::run(&nats, args).await,
-        Command::Tokens(args) => command::tokens::run(&nats, output, args).await,
-        Command::Logs(args) => command::logs::run(&nats, output, args).await,
-        Command::Cancel(args) => command::cancel::run(&nats, output, args).await,
-        Command::Dead(args) => command::dead::run(&nats, output, args).await,
+        Command::Setup(args) => command::setup::run(nats, output, &args).await,
+        Command::Submit(args) => command::submit::run(nats, traces, output, *args).await,
+        Command::Batch(BatchCommand::Run(args)) => command::batch::run(nats, traces, output, args).await,
+        Command::Results(args) => command::results::run(nats, args).await,
+        Command::Tokens(args) => command::tokens::run(nats, output, args).await,
+        Command::Logs(args) => command::logs::run(nats, output, args).await,
+        Command::Cancel(args) => command::cancel::run(nats, output, args).await,
+        Command::Dead(args) => command::dead::run(nats, output, args).await,
         Command::Tenants(command) => command::tenants::run(output, command),
-        Command::Status(args) => command::status::run(&nats, output, args).await,
+        Command::Status(args) => command::status::run(nats, output, args).await,
         Command::Up(args) => command::up::run(args).await,
         Command::Completions { shell } => {
             let mut command = <Cli as clap::CommandFactory>::command();

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use async_nats::HeaderMap;
 use async_nats::jetstream::message::PublishMessage;
 use backon::{ExponentialBuilder, Retryable};
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use schemas::subject::{Address, AddressError, JobId, Lane, ReplyTokens, Token};
 use crate::client::{Client, ReadError};
 use crate::reach::Reach;
 use crate::submission::{Submission, WhenFull};
+use crate::trace::Sending;
 
 /// How long a publish is tried again while the job stream has no leader or the server does not answer.
 const AWAY_MAX: Duration = Duration::from_secs(20);
@@ -63,6 +65,13 @@ impl SubmitError {
 impl Client {
     /// Publishes a job and waits until the server has stored it. Publishing it again is safe: it has one id.
     pub async fn submit(&self, submission: &Submission) -> Result<Submitted, SubmitError> {
+        let sending = Sending::begin(&self.traces, submission);
+        let submitted = self.send(submission, &sending).await;
+        sending.end(&submitted);
+        submitted
+    }
+
+    async fn send(&self, submission: &Submission, sending: &Sending) -> Result<Submitted, SubmitError> {
         let Submission { address, payload, options, .. } = submission;
         if options.may_exist {
             let tenant = Token::encode(&address.tenant).map_err(AddressError::Tenant)?;
@@ -70,16 +79,27 @@ impl Client {
                 return Ok(Submitted::Answered);
             }
         }
-        let message = || PublishMessage::build().payload(payload.clone()).headers(submission.headers(self.salt));
+        let headers = || {
+            let mut headers = submission.headers(self.salt);
+            sending.put(&mut headers);
+            headers
+        };
+        let message = || PublishMessage::build().payload(payload.clone()).headers(headers());
         match self.publish(address, options.when_full, message).await {
             // Over the server's limit, which the client knows: nothing was sent.
-            Err(SubmitError::Failed(PublishFailure::TooLarge(_))) => Box::pin(self.submit_large(submission)).await,
+            Err(SubmitError::Failed(PublishFailure::TooLarge(_))) => {
+                Box::pin(self.submit_large(submission, headers)).await
+            }
             submitted => submitted,
         }
     }
 
     /// Stores the payload as an object, then publishes the job that names it.
-    async fn submit_large(&self, submission: &Submission) -> Result<Submitted, SubmitError> {
+    async fn submit_large(
+        &self,
+        submission: &Submission,
+        headers: impl Fn() -> HeaderMap,
+    ) -> Result<Submitted, SubmitError> {
         let Submission { address, payload, options, .. } = submission;
         let max = match self.reach().await? {
             Reach::All => BODY_BYTES_MAX,
@@ -97,7 +117,7 @@ impl Client {
         let name = input_name(&tenant, &address.job_id);
         self.put_input(&name, payload, options.when_full).await?;
         let message = || {
-            let mut headers = submission.headers(self.salt);
+            let mut headers = headers();
             headers.insert(header::BODY, name.as_str());
             PublishMessage::build().payload(Bytes::new()).headers(headers)
         };

@@ -50,6 +50,9 @@ pub const DEAD_LOG: &str = "Inferq-Dead-Log";
 /// On dead letters and replayed jobs: the earlier lives of the job, as a JSON array.
 pub const HISTORY: &str = "Inferq-History";
 
+/// W3C Trace Context: the span of whoever published the message.
+pub const TRACEPARENT: &str = "traceparent";
+
 /// Why a job became a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -98,7 +101,7 @@ pub struct Life {
 }
 
 /// Every header with who sets it and what it means: the table of the README, tested against it.
-pub const TABLE: [(&str, &str, &str); 22] = [
+pub const TABLE: [(&str, &str, &str); 23] = [
     (
         CONTENT_TYPE,
         "producer, worker",
@@ -132,5 +135,10 @@ pub const TABLE: [(&str, &str, &str); 22] = [
     (DEAD_REASON, "worker", "on dead letters: why the job was given up"),
     (DEAD_CLASS, "worker", "on dead letters: `invalid`, `poison`, `exhausted` or `expired`"),
     (DEAD_LOG, "worker", "on dead letters: the job's log, a JSON array of records"),
+    (
+        TRACEPARENT,
+        "producer, worker",
+        "W3C Trace Context, with `tracestate`: what a job's [trace](OBSERVABILITY.md#traces) goes on from, and on results the span that made it",
+    ),
     (HISTORY, "worker, `inferq dead replay`", "on dead letters and replayed jobs: earlier lives, a JSON array"),
 ];

@@ -26,3 +26,4 @@ mod tenants;
 mod tidy;
 mod tokens;
 mod topology;
+mod traces;

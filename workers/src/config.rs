@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use connect::NatsArgs;
+use traces::TraceArgs;
 
 use crate::fetch::DEFAULT_INDEX_URL;
 
@@ -25,6 +26,8 @@ pub struct Cli {
     pub nats: NatsArgs,
     #[command(flatten)]
     pub files: FileArgs,
+    #[command(flatten)]
+    pub traces: TraceArgs,
     #[command(subcommand)]
     pub command: Option<Command>,
 }

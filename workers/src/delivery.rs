@@ -9,7 +9,7 @@ mod decide;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::message::StreamMessage;
@@ -34,6 +34,7 @@ use crate::provenance::Made;
 use crate::received::{Received, own_headers};
 use crate::reply::{Stored, status_of};
 use crate::station::Station;
+use crate::trace::Trace;
 
 /// A job that runs longer than this has its log published before it ends.
 const LOG_DELAY: Duration = Duration::from_millis(500);
@@ -59,6 +60,7 @@ pub struct Delivery {
     /// The producer's name for the job, once the job has been read.
     custom_id: OnceLock<Option<String>>,
     made: OnceLock<Made>,
+    trace: Option<Box<Trace>>,
 }
 
 impl Delivery {
@@ -84,6 +86,7 @@ impl Delivery {
             payload: OnceLock::new(),
             custom_id: OnceLock::new(),
             made: OnceLock::new(),
+            trace: Trace::begin(&station.traces, &received, &station.model.name),
             received,
             station,
         })
@@ -163,7 +166,11 @@ impl Delivery {
                 Err(failure) => return retry("body of the result", failure.to_string()),
             },
         };
+        let storing = SystemTime::now();
         let stored = self.store(&line, || self.result_headers(status, kept.as_deref())).await;
+        if let Some(trace) = &self.trace {
+            trace.tell("store", storing);
+        }
         match stored {
             Ok(Stored::First) => {
                 if let Some(class) = outcome.dead_class() {
@@ -219,6 +226,9 @@ impl Delivery {
         headers.insert(header::STATUS, status.to_string());
         if let Some(name) = body {
             headers.insert(header::BODY, name);
+        }
+        if let Some(trace) = &self.trace {
+            trace.put(&mut headers);
         }
         headers
     }
@@ -283,6 +293,9 @@ impl Delivery {
         }
         self.station.pace.end(units);
         let attempt = self.attempts().current;
+        if let Some(trace) = &self.trace {
+            trace.end(outcome, attempt);
+        }
         tracing::debug!(job.id = self.job_id, job.attempt = attempt, outcome = outcome.label(), "delivery ended");
     }
 

@@ -27,4 +27,5 @@ mod pull;
 mod received;
 pub mod reply;
 pub mod station;
+mod trace;
 pub mod worker;

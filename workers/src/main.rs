@@ -44,6 +44,8 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
 async fn serve(cli: Cli) -> anyhow::Result<()> {
     let args = &cli.worker;
     process::start_log(&args.log)?;
+    let (traces, exporter) =
+        cli.traces.start("inferq-worker", env!("CARGO_PKG_VERSION")).map_err(|error| Usage(error.to_string()))?;
     let name = args.model.as_deref().unwrap_or_default();
     let model = find_model(&args.registry, name)?;
     let stop = process::stop_on_signal()?;
@@ -72,7 +74,7 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
     tracing::info!(model = model.name, worker = worker_name, admin = %bound, "starting");
 
     let loaded = load(&model, &cli.files, &metrics).await?;
-    let engine = thread::spawn(loaded.engine, model.weights);
+    let engine = thread::spawn(loaded.engine, model.weights, traces.clone());
     let _ = loaded_engine.set(engine.clone());
     let origin = Origin::new(&worker_name, &model, loaded.digest.as_deref());
     let parts = Parts {
@@ -82,6 +84,7 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
         engine: engine.clone(),
         metrics,
         origin,
+        traces,
         reply_prefixes: args.reply_prefix.clone(),
     };
     let (station, consumers) = match look_up(&connection, parts, &stop).await {
@@ -112,6 +115,7 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
     // Presence is a courtesy: a worker that is gone stops answering anyway.
     let _ = service.stop().await;
     closed.cancel();
+    tokio::task::spawn_blocking(|| exporter.finish()).await?;
     anyhow::ensure!(!broken.is_cancelled(), "the engine's thread has stopped; its jobs were handed back");
     tracing::info!("stopped");
     Ok(())

@@ -10,6 +10,7 @@ use connect::Connection;
 use schemas::registry::Model;
 use schemas::stream;
 use tokio_util::sync::CancellationToken;
+use traces::Traces;
 
 use crate::attempts::Ledger;
 use crate::bodies::Bodies;
@@ -35,6 +36,7 @@ pub struct Station {
     pub client: Client,
     pub metrics: Arc<Metrics>,
     pub origin: Origin,
+    pub traces: Traces,
     pub(crate) running: Running,
     pub(crate) reply: Reply,
     pub(crate) ledger: Ledger,
@@ -55,6 +57,7 @@ pub struct Parts {
     pub engine: EngineHandle,
     pub metrics: Arc<Metrics>,
     pub origin: Origin,
+    pub traces: Traces,
     /// Subjects outside input may name as `Inferq-Reply-To`.
     pub reply_prefixes: Vec<String>,
 }
@@ -70,7 +73,7 @@ pub async fn look_up(
     loop {
         match try_look_up(connection, &parts).await {
             Ok((found, consumers)) => {
-                let Parts { name, model, text, engine, metrics, origin, .. } = parts;
+                let Parts { name, model, text, engine, metrics, origin, traces, .. } = parts;
                 let (reply, ledger, bodies, chunks, tenants) = found;
                 let jetstream = connection.jetstream.clone();
                 let client = connection.client.clone();
@@ -85,6 +88,7 @@ pub async fn look_up(
                     client,
                     metrics,
                     origin,
+                    traces,
                     running,
                     reply,
                     ledger,

@@ -16,6 +16,7 @@ use schemas::result::{ErrorBody, ErrorObject, JobResult, Response};
 use schemas::subject::{Address, JobId, Lane, Token};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
+use traces::Traces;
 use uuid::Uuid;
 
 use super::arrivals::{self, Arrival, Arrivals};
@@ -57,6 +58,7 @@ pub struct Options {
     pub window: usize,
     /// Forget an earlier run.
     pub restart: bool,
+    pub traces: Traces,
 }
 
 /// How far a run is.
@@ -100,7 +102,10 @@ pub async fn run(
     // Held for the whole run: a connection carries many publishes at a time, and one that is given back at once would be
     // lent again before a second is made.
     let connections = futures::future::try_join_all((0..pool.status().max_size).map(|_| pool.get())).await?;
-    let clients: Vec<Client> = connections.iter().map(|connection| Client::new((**connection).clone())).collect();
+    let clients: Vec<Client> = connections
+        .iter()
+        .map(|connection| Client::new((**connection).clone()).with_traces(options.traces.clone()))
+        .collect();
     let client = clients[0].clone();
     let errors = options.errors.clone().unwrap_or_else(|| errors_path(&options.output));
     refuse_same_file([&options.input, &options.output, &errors, &state::path_of(&options.output)])?;

@@ -10,6 +10,7 @@ use producer::pool;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use traces::Traces;
 
 use super::{EXIT_STOPPED, print_json, print_line, tenant_token};
 use crate::config::{BatchArgs, Output};
@@ -18,7 +19,7 @@ use crate::config::{BatchArgs, Output};
 const LINE_EVERY: Duration = Duration::from_secs(5);
 const BAR: &str = "{bar:40.cyan/blue} {pos}/{len} rows  {percent}%  {msg}  eta {eta}";
 
-pub async fn run(nats: &NatsArgs, output: Output, args: BatchArgs) -> anyhow::Result<u8> {
+pub async fn run(nats: &NatsArgs, traces: Traces, output: Output, args: BatchArgs) -> anyhow::Result<u8> {
     tenant_token(&args.tenant)?;
     let pool = pool::pool(nats.clone(), "inferq-batch", args.connections as usize);
     let options = Options {
@@ -29,6 +30,7 @@ pub async fn run(nats: &NatsArgs, output: Output, args: BatchArgs) -> anyhow::Re
         lane: args.lane,
         window: args.window as usize,
         restart: args.restart,
+        traces,
     };
     let (sender, receiver) = watch::channel(Progress::default());
     let stop = CancellationToken::new();

@@ -14,6 +14,7 @@ use schemas::subject::{Address, JobId};
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use traces::Traces;
 use uuid::Uuid;
 
 use super::results::{in_time, print_result, wait};
@@ -24,7 +25,7 @@ use crate::config::{self, Encoding, Output, SubmitArgs};
 /// How long a person sees nothing while a job is not stored.
 const QUIET_MAX: Duration = Duration::from_secs(2);
 
-pub async fn run(nats: &NatsArgs, output: Output, args: SubmitArgs) -> anyhow::Result<u8> {
+pub async fn run(nats: &NatsArgs, traces: Traces, output: Output, args: SubmitArgs) -> anyhow::Result<u8> {
     let tenant = tenant_token(&args.tenant)?;
     let job = match &args.file {
         Some(file) => read_job(file)?,
@@ -32,7 +33,7 @@ pub async fn run(nats: &NatsArgs, output: Output, args: SubmitArgs) -> anyhow::R
     };
     let submission = submission(&args, &job)?;
     let job_id = submission.address.job_id.clone();
-    let client = Client::new(connect(nats).await?);
+    let client = Client::new(connect(nats).await?).with_traces(traces);
     // Before the job is published, so that no chunk of it is missed.
     let chunks = match args.stream {
         true => Some(client.tokens(&tenant, &job_id, 0).await?),

@@ -8,12 +8,14 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
+use opentelemetry::trace::SpanContext;
 use schemas::registry::Weights;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio_util::sync::DropGuard;
 
+use super::batches::Batches;
 use super::queue::Queue;
 use super::relay::{Answered, Ends};
 use super::thread::{Done, EngineError, Request, Steps};
@@ -47,19 +49,21 @@ pub(super) struct Driver {
     answered: Vec<Answered>,
     next: u64,
     steps: Arc<Steps>,
+    batches: Batches,
 }
 
 impl Driver {
-    pub(super) fn new(engine: Box<dyn Engine + Send>, weights: Weights, steps: Arc<Steps>) -> Self {
+    pub(super) fn new(engine: Box<dyn Engine + Send>, weights: Weights, steps: Arc<Steps>, batches: Batches) -> Self {
         let queue = Queue::new(weights);
         let (jobs, trials, answered) = (BTreeMap::new(), VecDeque::new(), Vec::new());
-        Self { engine, jobs, queue, trials, answered, next: 0, steps }
+        Self { engine, jobs, queue, trials, answered, next: 0, steps, batches }
     }
 
     /// Runs until nobody can hand over jobs any more.
     pub(super) fn run(mut self, mut ends: Ends, _stopped: DropGuard) {
         loop {
             if self.jobs.is_empty() {
+                self.batches.close();
                 match ends.requests.blocking_recv() {
                     Some(group) => group.into_iter().for_each(|request| self.take_in(request)),
                     None => return,
@@ -177,6 +181,7 @@ impl Driver {
     }
 
     fn step(&mut self) -> Result<(), String> {
+        let (traced, began) = (self.traced(), SystemTime::now());
         self.steps.start();
         let stepped = catch_unwind(AssertUnwindSafe(|| {
             self.engine.step().map_err(|error| error.to_string())?;
@@ -185,10 +190,20 @@ impl Driver {
         self.steps.stop();
         let (made, finished) = stepped.unwrap_or_else(|payload| Err(format!("panic: {}", panic_message(&*payload))))?;
         // A sequence makes a token or is finished, or both.
-        self.steps.count(made.len().max(finished.len()));
+        let moved_on = made.len().max(finished.len());
+        self.steps.count(moved_on);
+        if let Some(traced) = traced {
+            self.batches.note(traced, began, moved_on);
+        }
         self.tell(&made);
         finished.into_iter().for_each(|(id, output)| self.deliver(id, output));
         Ok(())
+    }
+
+    /// Those of the jobs inside that are traced, where any may be.
+    fn traced(&self) -> Option<Vec<SpanContext>> {
+        let inside = || self.jobs.values().filter(|job| job.admitted > 0);
+        self.batches.is_on().then(|| inside().filter_map(|job| job.request.trace.clone()).collect())
     }
 
     /// Notes tokens with their jobs and tells those who follow them.

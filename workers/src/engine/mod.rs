@@ -4,6 +4,7 @@
 //! It knows tokens and sequences. It deliberately knows no NATS, no subjects, no jobs and no HTTP status:
 //! the endpoints turn a job's body into sequences and the outputs back into a body.
 
+mod batches;
 pub mod decoder;
 mod driver;
 pub mod echo;

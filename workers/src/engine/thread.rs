@@ -6,10 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use opentelemetry::trace::SpanContext;
 use schemas::registry::Weights;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
+use traces::Traces;
 
+use super::batches::Batches;
 use super::driver::Driver;
 use super::queue::Place;
 use super::relay;
@@ -30,6 +33,8 @@ pub struct Work {
     pub place: Place,
     /// Is told of tokens as they are made.
     pub followed: watch::Sender<Followed>,
+    /// The job's span, where it is traced.
+    pub trace: Option<SpanContext>,
 }
 
 /// How far a generation is.
@@ -75,6 +80,7 @@ pub(super) struct Request {
     pub sequences: Vec<Arc<Sequence>>,
     pub place: Place,
     pub followed: watch::Sender<Followed>,
+    pub trace: Option<SpanContext>,
     /// Of a job that runs alone.
     pub gate: Option<Gate>,
     pub answer: oneshot::Sender<Result<Done, EngineError>>,
@@ -130,12 +136,12 @@ impl Steps {
 }
 
 /// Starts the thread, and its relay on the runtime that this is called in.
-pub fn spawn(engine: Box<dyn Engine + Send>, weights: Weights) -> EngineHandle {
+pub fn spawn(engine: Box<dyn Engine + Send>, weights: Weights, traces: Traces) -> EngineHandle {
     let (requests, ends) = relay::start();
     let steps = Arc::new(Steps::new());
     let handle = EngineHandle { requests, steps: Arc::clone(&steps), stopped: CancellationToken::new() };
     let guard = handle.stopped.clone().drop_guard();
-    let drive = move || Driver::new(engine, weights, steps).run(ends, guard);
+    let drive = move || Driver::new(engine, weights, steps, Batches::new(traces)).run(ends, guard);
     // Named for debuggers and `top -H`.
     let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(drive);
     thread.expect("the process may start one more thread");
@@ -169,14 +175,14 @@ impl EngineHandle {
     }
 
     async fn hand_over(&self, work: Work, gate: Option<Gate>) -> Result<Done, EngineError> {
-        let Work { sequences, place, followed } = work;
+        let Work { sequences, place, followed, trace } = work;
         let sequences: Vec<_> = sequences.into_iter().map(Arc::new).collect();
         if sequences.is_empty() {
             let zero = Duration::ZERO;
             return Ok(Done { outputs: Vec::new(), waited: zero, prefill: zero, decode: zero });
         }
         let (answer, outputs) = oneshot::channel();
-        let request = Request { sequences, place, followed, gate, answer };
+        let request = Request { sequences, place, followed, trace, gate, answer };
         self.requests.send(request).await.map_err(|_| EngineError::Stopped)?;
         tokio::select! {
             biased;

@@ -7,7 +7,7 @@ use super::super::{Goal, SamplingParams};
 use super::*;
 
 fn engine(batch: usize, cost: EchoCost) -> EngineHandle {
-    spawn(Box::new(Echo::new(batch, EchoCost { faults: true, ..cost })), Weights::default())
+    spawn(Box::new(Echo::new(batch, EchoCost { faults: true, ..cost })), Weights::default(), Traces::default())
 }
 
 fn slow(milliseconds: u64) -> EchoCost {
@@ -19,7 +19,7 @@ fn place(lane: Lane) -> Place {
 }
 
 fn work(sequences: Vec<Sequence>) -> Work {
-    Work { sequences, place: place(Lane::Default), followed: watch::Sender::default() }
+    Work { sequences, place: place(Lane::Default), followed: watch::Sender::default(), trace: None }
 }
 
 fn embed(tokens: &[u32]) -> Work {

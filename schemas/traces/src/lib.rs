@@ -1,0 +1,124 @@
+//! Traces of OpenTelemetry through the queue: where they are sent, and how a message carries its context.
+//!
+//! A job's context travels in the headers of W3C Trace Context. Spans are exported by OTLP over HTTP, in batches and from
+//! a thread of the exporter's own. What is traced is for the sampler to say, by the variables that OpenTelemetry has for it.
+
+mod carrier;
+
+use std::time::{Duration, SystemTime};
+
+use clap::Args;
+use opentelemetry::trace::{Link, Span as _, SpanBuilder, SpanKind, Tracer, TracerProvider};
+use opentelemetry::{Context, KeyValue};
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
+
+pub use carrier::{context_in, put_context};
+
+/// One that is exported.
+pub type Span = opentelemetry_sdk::trace::Span;
+
+/// A batch has as many links as jobs; more than this are not told.
+const LINKS_MAX: u32 = 1024;
+/// How long the last spans may take to be sent at the end.
+const FLUSH: Duration = Duration::from_secs(3);
+
+#[derive(Args, Debug, Clone, Default)]
+#[command(next_help_heading = "Traces")]
+pub struct TraceArgs {
+    /// Collector that spans are sent to by OTLP over HTTP, such as http://localhost:4318; none are made without it
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", global = true, value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("--otlp-endpoint {endpoint}: {reason}")]
+pub struct EndpointError {
+    endpoint: String,
+    reason: String,
+}
+
+/// Makes spans, or none where traces are off. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Traces {
+    tracer: Option<SdkTracer>,
+}
+
+/// Sends the spans. To be ended before the program ends, or the last ones are lost.
+#[derive(Debug, Default)]
+pub struct Exporter {
+    provider: Option<SdkTracerProvider>,
+}
+
+impl TraceArgs {
+    /// `service` is the program's name in traces, unless OTEL_SERVICE_NAME has another one.
+    pub fn start(&self, service: &'static str, version: &'static str) -> Result<(Traces, Exporter), EndpointError> {
+        let Some(endpoint) = self.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty()) else {
+            return Ok(Default::default());
+        };
+        let refuse = |reason: String| EndpointError { endpoint: endpoint.to_owned(), reason };
+        if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
+            return Err(refuse("give the URL of a collector that speaks OTLP over HTTP".to_owned()));
+        }
+        let url = format!("{}/v1/traces", endpoint.trim_end_matches('/'));
+        let exporter = SpanExporter::builder().with_http().with_protocol(Protocol::HttpBinary).with_endpoint(url);
+        let exporter = exporter.build().map_err(|error| refuse(error.to_string()))?;
+        let provider = SdkTracerProvider::builder()
+            .with_batch_exporter(exporter)
+            .with_resource(resource(service, version))
+            .with_max_links_per_span(LINKS_MAX)
+            .build();
+        let tracer = provider.tracer("inferq");
+        Ok((Traces { tracer: Some(tracer) }, Exporter { provider: Some(provider) }))
+    }
+}
+
+fn resource(service: &'static str, version: &'static str) -> Resource {
+    let named = Resource::builder().with_attribute(KeyValue::new("service.version", version));
+    match std::env::var_os("OTEL_SERVICE_NAME") {
+        Some(_) => named.build(),
+        None => named.with_service_name(service).build(),
+    }
+}
+
+impl Traces {
+    pub fn is_on(&self) -> bool {
+        self.tracer.is_some()
+    }
+
+    /// Begins a span below a parent, or at the head of a trace where the context has none. None where traces are off or
+    /// the sampler leaves it out.
+    pub fn begin(&self, parent: &Context, make: impl FnOnce() -> SpanBuilder) -> Option<Span> {
+        let tracer = self.tracer.as_ref()?;
+        Some(tracer.build_with_context(make(), parent)).filter(|span| span.is_recording())
+    }
+
+    /// A span with links to others, at the head of a trace of its own, that is over.
+    pub fn tell(
+        &self,
+        name: &'static str,
+        span: (SystemTime, SystemTime),
+        links: Vec<Link>,
+        attributes: Vec<KeyValue>,
+    ) {
+        let make = || {
+            let builder = SpanBuilder::from_name(name).with_kind(SpanKind::Internal);
+            builder.with_start_time(span.0).with_links(links).with_attributes(attributes)
+        };
+        if let Some(mut told) = self.begin(&Context::new(), make) {
+            told.end_with_timestamp(span.1);
+        }
+    }
+}
+
+impl Exporter {
+    /// Sends what is left. Blocks for a few seconds at most.
+    pub fn finish(self) {
+        if let Some(provider) = self.provider
+            && let Err(error) = provider.shutdown_with_timeout(FLUSH)
+        {
+            eprintln!("the last spans were not sent: {error}");
+        }
+    }
+}
