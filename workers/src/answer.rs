@@ -1,10 +1,11 @@
-//! The line of a result, made from the outcome of a delivery. Pure code.
+//! The line of a result, made from the outcome of a delivery. Reads and sends nothing.
 
 use std::borrow::Cow;
 
 use schemas::codec::Encoding;
 use schemas::result::{ErrorBody, ErrorObject, JobResult, NoResponse, NoResponseCode, Response};
 
+use crate::apart::apart;
 use crate::endpoint::Body;
 use crate::joblog::rfc3339;
 use crate::outcome::{Attempts, Outcome};
@@ -17,8 +18,30 @@ pub struct Addressee<'a> {
     pub attempts: Attempts,
 }
 
+/// An answer of more vectors than this takes a while to write out.
+const VECTORS_MAX: usize = 64;
+
+/// The same as [`line`], and the outcome back; apart where it takes long.
+pub async fn encode(outcome: Outcome, to: Addressee<'_>, encoding: Encoding) -> (Outcome, Option<(u16, Vec<u8>)>) {
+    if !is_large(&outcome) {
+        let line = line(&outcome, to, encoding);
+        return (outcome, line);
+    }
+    let (job_id, custom_id, attempts) = (to.job_id.to_owned(), to.custom_id.to_owned(), to.attempts);
+    apart(move || {
+        let line = line(&outcome, Addressee { job_id: &job_id, custom_id: &custom_id, attempts }, encoding);
+        (outcome, line)
+    })
+    .await
+}
+
+fn is_large(outcome: &Outcome) -> bool {
+    let Outcome::Completed { body, .. } = outcome else { return false };
+    matches!(&**body, Body::Embeddings(response) if response.data.len() > VECTORS_MAX)
+}
+
 /// The status and the encoded line, or none where there is nothing to say or nothing more to say.
-pub fn line(outcome: &Outcome, to: Addressee<'_>, encoding: Encoding) -> Option<(u16, Vec<u8>)> {
+fn line(outcome: &Outcome, to: Addressee<'_>, encoding: Encoding) -> Option<(u16, Vec<u8>)> {
     let (response, error) = match outcome {
         Outcome::Completed { body, .. } => (answered(200, Cow::Borrowed(&**body), to), None),
         Outcome::Rejected(reject) => (answered(reject.status, failed(reject.error.clone()), to), None),

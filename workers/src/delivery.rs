@@ -156,7 +156,8 @@ impl Delivery {
         let custom_id = self.custom_id();
         let to = Addressee { job_id: &self.job_id, custom_id: &custom_id, attempts: self.attempts() };
         let encoding = self.received.encoding().unwrap_or_default();
-        let Some((status, line)) = answer::line(&outcome, to, encoding) else { return outcome };
+        let (outcome, line) = answer::encode(outcome, to, encoding).await;
+        let Some((status, line)) = line else { return outcome };
         let room = self.station.client.max_payload().saturating_sub(HEADER_ROOM);
         let line = Bytes::from(line);
         let (line, kept) = match line.len() <= room {

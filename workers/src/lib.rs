@@ -2,6 +2,7 @@
 
 pub mod admin;
 mod answer;
+mod apart;
 mod asked;
 mod attempts;
 mod bodies;

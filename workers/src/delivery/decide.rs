@@ -11,6 +11,7 @@ use schemas::result::ErrorObject;
 use time::OffsetDateTime;
 
 use super::Delivery;
+use crate::apart::apart;
 use crate::attempts::{self, Next};
 use crate::bodies::BodyError;
 use crate::cache::Found;
@@ -108,11 +109,7 @@ impl Delivery {
         };
         let prepared = match is_quick {
             true => prepare(),
-            false => match tokio::task::spawn_blocking(prepare).await {
-                Ok(prepared) => prepared,
-                // The delivery deals with panics, wherever they happen.
-                Err(error) => std::panic::resume_unwind(error.into_panic()),
-            },
+            false => apart(prepare).await,
         };
         let (custom_id, plan) = prepared.map_err(Refusal::Rejected)?;
         self.custom_id.get_or_init(|| custom_id);

@@ -183,11 +183,14 @@ impl EngineHandle {
         }
         let (answer, outputs) = oneshot::channel();
         let request = Request { sequences, place, followed, trace, gate, answer };
-        self.requests.send(request).await.map_err(|_| EngineError::Stopped)?;
+        let done = async {
+            self.requests.send(request).await.map_err(|_| EngineError::Stopped)?;
+            outputs.await.unwrap_or(Err(EngineError::Stopped))
+        };
         tokio::select! {
             biased;
-            done = outputs => done.unwrap_or(Err(EngineError::Stopped)),
-            // The thread may hang in its step: it will answer nobody then.
+            done = done => done,
+            // The thread may hang in its step: it takes and answers nothing then.
             () = self.stopped.cancelled() => Err(EngineError::Stopped),
         }
     }
