@@ -22,7 +22,7 @@ fn objects() -> Vec<Value> {
     texts.flat_map(|text| serde_saphyr::from_multiple::<Value>(&text).unwrap()).collect()
 }
 
-fn of_kind(kind: &str) -> Vec<Value> {
+pub fn of_kind(kind: &str) -> Vec<Value> {
     let found: Vec<Value> = objects().into_iter().filter(|object| object["kind"] == kind).collect();
     assert!(!found.is_empty(), "no {kind} in k8s/manifests");
     found

@@ -33,6 +33,12 @@ impl Cluster {
         self.nodes.iter().map(|node| node.url.as_str()).collect::<Vec<_>>().join(",")
     }
 
+    /// The URL of each node's monitoring.
+    #[allow(dead_code, reason = "the tests use it")]
+    pub fn monitors(&self) -> Vec<String> {
+        self.nodes.iter().map(|node| node.monitor().to_owned()).collect()
+    }
+
     /// Takes a node away with no warning.
     pub fn kill(&self, node: usize) {
         self.nodes[node].kill();
