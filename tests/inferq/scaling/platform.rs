@@ -9,7 +9,7 @@ use super::MODEL;
 use super::autoscaler::{Autoscaler, SYNC_PERIOD};
 use super::lag::LagReader;
 use super::rule::{Rule, Trigger};
-use crate::support::{Deployment, WorkerProcess};
+use crate::support::{Deployment, WorkerProcess, program, run};
 
 /// The platform's clock runs so many times as fast as ours. Workers, jobs and thresholds are as they are.
 pub const FACTOR: u32 = 10;
@@ -31,6 +31,10 @@ impl<'a> Platform<'a> {
     /// For the model of the deployment, whose servers have these monitoring addresses.
     pub fn new(deployment: &'a Deployment, monitors: &[String]) -> Self {
         let (rule, grace_seconds) = Rule::of(MODEL);
+        // As the pods' init container does, into a volume that they share.
+        let registry = deployment.registry.to_str().unwrap();
+        let fetched = run(&program("inferq-worker"), &["fetch", "--model", MODEL, "--registry", registry], &[]);
+        assert!(fetched.status.success(), "{}", String::from_utf8_lossy(&fetched.stderr));
         let reader = |trigger: &Trigger| LagReader::new(monitors.to_vec(), trigger.metadata.clone());
         Self {
             deployment,
@@ -81,7 +85,8 @@ impl<'a> Platform<'a> {
     /// The pods that go are any: a ReplicaSet takes the younger ones first, but by the order of magnitude of their age.
     fn resize(&mut self, wanted: usize) {
         while self.pods.len() < wanted {
-            self.pods.push(self.deployment.spawn_worker(MODEL, &["--grace-seconds", &self.grace_seconds]));
+            let arguments = ["--offline", "--grace-seconds", &self.grace_seconds];
+            self.pods.push(self.deployment.spawn_worker(MODEL, &arguments));
         }
         while self.pods.len() > wanted {
             let mut pod = self.pods.swap_remove(fastrand::usize(..self.pods.len()));
