@@ -5,7 +5,7 @@ CARGO := cargo --locked
 DENY_VERSION := 0.20.2
 DENY := $(abspath $(BIN))/../tools/bin/cargo-deny
 
-.PHONY: help build demo test check check-deploy bench chaos fuzz images compose-test schemas fmt
+.PHONY: help build demo test check check-deploy bench chaos scale-test fuzz images compose-test schemas fmt
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
@@ -46,6 +46,9 @@ bench: build ## measure the queue and the models beside bare JetStream
 # CHAOS_ARGS: names of scenarios, --seed, --random; `make chaos CHAOS_ARGS=--help` shows them all.
 chaos: build ## break everything on purpose, long, and account for every job
 	$(CARGO) test --release -p tests --test chaos -- --long $(CHAOS_ARGS)
+
+scale-test: build ## scale workers by the rendered ScaledObject and a real server's monitoring, and show the numbers
+	$(CARGO) test --release -p tests --test inferq -- --nocapture --test-threads 1 scaling
 
 # FUZZ_SECONDS: for each target, 60 unless given; `tests/fuzz/run.sh grow` also keeps what it found in the corpus.
 fuzz: ## feed every decoder with inputs that reach ever more of it

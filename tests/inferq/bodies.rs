@@ -13,7 +13,9 @@ use schemas::subject::JobId;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 
-use crate::support::{Deployment, PATIENCE, TENANT, chat, content, echo_registry, eventually, submission, tenant};
+use crate::support::{
+    Deployment, Line, PATIENCE, Proxy, TENANT, chat, content, echo_registry, eventually, free_port, submission, tenant,
+};
 
 const LARGE: usize = 3 << 20;
 
@@ -112,6 +114,33 @@ async fn a_large_result_is_read_as_any_other() {
         errors.contains("\"default/big\" is not in bucket inferq-blobs: it has expired or was deleted"),
         "{errors}"
     );
+}
+
+/// The result is stored, and its confirmation swallowed: the worker stores it again and finds a result, its own.
+#[tokio::test]
+async fn a_large_result_keeps_its_body_when_its_confirmation_is_lost() {
+    let deployment = Deployment::new(&echo_registry(0, "completion_tokens = 10000000\nack_wait_seconds = 600")).await;
+    let proxy = Proxy::before(&deployment.server.url).await;
+    let admin = format!("127.0.0.1:{}", free_port());
+    let _worker = deployment.worker_with("echo", &["--server", &proxy.url, "--admin", &admin]).await;
+    let metric = async |line: &str| {
+        let text = reqwest::get(format!("http://{admin}/metrics")).await.unwrap().text().await.unwrap();
+        text.lines().any(|found| found == line).then_some(())
+    };
+    proxy.set(Line::OpenUntil("PUB inferq.results."));
+    let text = "z".repeat(LARGE);
+    let id = deployment.submit(&chat(&text), Encoding::Json).await;
+    eventually("the result is stored", async || (deployment.count(RESULTS).await.0 == 1).then_some(())).await;
+    proxy.set(Line::Cut);
+    eventually("the worker sees it", async || metric("inferq_nats_connected{model=\"echo\"} 0").await).await;
+    proxy.set(Line::Open);
+    eventually("the worker has found its result", async || {
+        metric("inferq_deliveries_total{outcome=\"already_stored\",model=\"echo\"} 1").await
+    })
+    .await;
+    eventually("the job is acknowledged", async || (deployment.count(JOBS).await.0 == 0).then_some(())).await;
+    let result = deployment.client.result(&tenant(), &id).await.unwrap().unwrap();
+    assert!(content(&serde_json::to_value(result).unwrap()) == text);
 }
 
 #[tokio::test]

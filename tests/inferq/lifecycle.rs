@@ -5,7 +5,7 @@ use std::process::Command;
 use schemas::codec::Encoding;
 use schemas::stream::{JOBS, RESULTS};
 
-use crate::support::{Deployment, chat, content, echo_registry, eventually, free_port, program, provenance, run};
+use crate::support::{Deployment, chat, content, echo_registry, eventually, free_port, program, provenance, root, run};
 
 /// Publishes so many jobs and gives their ids.
 async fn submit_many(deployment: &Deployment, count: usize) -> Vec<String> {
@@ -134,15 +134,21 @@ async fn a_wrong_configuration_ends_with_64_before_a_connection_is_made() {
     let good = folder.path().join("good.toml");
     std::fs::write(&good, echo_registry(0, "")).unwrap();
     let good = good.to_str().unwrap();
+    let demo = root().join("workers/models.toml");
+    let (demo, embedder) = (demo.to_str().unwrap(), "all-MiniLM-L6-v2");
+    let no_cache = folder.path().join("cache");
+    let offline = ["--offline", "--cache-dir", no_cache.to_str().unwrap()];
+    let offline = [&["--model", embedder, "--registry", demo][..], &offline].concat();
     // Nothing listens there: a connection would be tried for ever.
     let server = ["--server", "nats://127.0.0.1:1"];
-    let cases: [(&[&str], &str); 6] = [
+    let cases: [(&[&str], &str); 7] = [
         (&["--model", "echo", "--registry", registry], "limits.in_flight: is 0"),
         (&["--model", "nope", "--registry", good], "\"nope\" is not in it"),
         (&["--model", "echo", "--registry", "/missing.toml"], "--registry /missing.toml"),
         (&["--model", "echo", "--registry", good, "--log", "=="], "--log"),
         (&["--model", "echo", "--registry", good, "--admin", "here"], "--admin"),
         (&["--registry", good], "--model"),
+        (&offline, "`inferq-worker fetch --model all-MiniLM-L6-v2` puts it there"),
     ];
     for (arguments, says) in cases {
         let output = run(&program("inferq-worker"), &[arguments, &server[..]].concat(), &[]);

@@ -17,16 +17,20 @@ use serde_json::{Value, json};
 use crate::support::{Deployment, chat, echo_registry, eventually, program, run, signal};
 
 /// Killed when it is dropped.
-struct Logger(Child);
+pub struct Logger(Child);
 
 impl Logger {
     /// A logger that writes to files in a folder.
-    fn start(deployment: &Deployment, folder: &Path, arguments: &[&str]) -> Self {
+    pub fn start(deployment: &Deployment, folder: &Path, arguments: &[&str]) -> Self {
         Self::spawn(deployment, command().arg("--out").arg(folder).args(arguments))
     }
 
     fn spawn(deployment: &Deployment, command: &mut Command) -> Self {
         Self(command.args(["--server", &deployment.server.url, "--log", "warn"]).spawn().unwrap())
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_some()
     }
 
     async fn end(&mut self, how: &str) -> Option<i32> {

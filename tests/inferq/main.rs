@@ -18,6 +18,7 @@ mod logger;
 mod manifests;
 mod numerics;
 mod rotation;
+mod scaling;
 mod secrets;
 mod status;
 mod submit;

@@ -22,7 +22,7 @@ fn objects() -> Vec<Value> {
     texts.flat_map(|text| serde_saphyr::from_multiple::<Value>(&text).unwrap()).collect()
 }
 
-fn of_kind(kind: &str) -> Vec<Value> {
+pub fn of_kind(kind: &str) -> Vec<Value> {
     let found: Vec<Value> = objects().into_iter().filter(|object| object["kind"] == kind).collect();
     assert!(!found.is_empty(), "no {kind} in k8s/manifests");
     found
@@ -171,6 +171,7 @@ fn a_worker_finds_its_model_where_the_init_container_puts_it() {
         for name in ["INFERQ_CACHE_DIR", "INFERQ_REGISTRY"] {
             assert_eq!(variable(fetch, name), variable(&worker, name));
         }
+        assert_eq!(variable(&worker, "INFERQ_OFFLINE"), Some("true"), "it cannot write into the cache");
         let arguments: Vec<&str> = list(&fetch["args"]).iter().map(text).collect();
         assert_eq!(arguments, ["fetch", "--model", variable(&worker, "INFERQ_MODEL").unwrap()]);
     }

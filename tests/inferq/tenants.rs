@@ -211,14 +211,8 @@ async fn tenants_come_and_go_without_a_restart_of_the_server() {
         assert!(submitted.status.success(), "{}", errors(&submitted));
 
         // Somebody who is connected is thrown out, and a copy of the key is of no use.
-        let copy = accounts.folder().join("copy");
-        std::fs::copy(accounts.secret("tenant-acme"), &copy).unwrap();
-        let mut nats = accounts.nats("tenant-acme");
+        let nats = accounts.copied("tenant-acme");
         let connected = accounts.connect("tenant-acme").await;
-        match &mut nats {
-            connect::NatsArgs { creds: Some(path), .. } | connect::NatsArgs { nkey: Some(path), .. } => *path = copy,
-            _ => unreachable!(),
-        }
         accounts.change(&["remove", "acme"]).await;
         accounts.refuses(&nats).await;
         eventually("the connection has ended", async || {

@@ -12,7 +12,7 @@ use schemas::stream::{JOBS, RESULTS};
 use crate::support::{Cluster, Deployment, chat, content, echo_registry, eventually, program, submission};
 
 /// Small sizes, since each node of a cluster reserves them; the registry's last table.
-const SMALL: &str = "[storage]\njobs_bytes = 67108864\nresults_bytes = 67108864\nlogs_bytes = 67108864\n\
+pub const SMALL: &str = "[storage]\njobs_bytes = 67108864\nresults_bytes = 67108864\nlogs_bytes = 67108864\n\
                      blobs_bytes = 67108864\n";
 
 /// Publishes so many jobs, one after the other, whatever happens to the server meanwhile, and gives their ids.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use connect::NatsArgs;
 use traces::TraceArgs;
@@ -49,6 +50,9 @@ pub struct WorkerArgs {
     /// Seconds to finish jobs after SIGTERM before they are handed back
     #[arg(long, env = "INFERQ_GRACE_SECONDS", default_value_t = 25, value_name = "SECONDS")]
     pub grace_seconds: u64,
+    /// Download nothing: the model has to be in the cache folder
+    #[arg(long, env = "INFERQ_OFFLINE", value_parser = BoolishValueParser::new())]
+    pub offline: bool,
     /// Prefixes a job's Inferq-Reply-To may have, separated by commas
     #[arg(long, env = "INFERQ_REPLY_PREFIX", default_value = "_INBOX.", value_delimiter = ',', value_name = "PREFIX")]
     pub reply_prefix: Vec<String>,

@@ -1,6 +1,7 @@
 //! `inferq-worker`: configuration, signals, exit codes. Exits with 64 when what it is told is wrong, before connecting.
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use workers::admin::{self, Admin, Phase};
 use workers::config::{Cli, Command, FetchArgs, FileArgs};
 use workers::engine::{self, thread};
-use workers::fetch::{Fetcher, Progress, Request};
+use workers::fetch::{FetchError, Fetcher, Progress, Request};
 use workers::health;
 use workers::metrics::{Metrics, Readings};
 use workers::presence;
@@ -48,6 +49,11 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
         cli.traces.start("inferq-worker", env!("CARGO_PKG_VERSION")).map_err(|error| Usage(error.to_string()))?;
     let name = args.model.as_deref().unwrap_or_default();
     let model = find_model(&args.registry, name)?;
+    // What is missing is told before a connection is made.
+    let cached = match args.offline {
+        true => Some(weights(&model, &cli.files, true).await?),
+        false => None,
+    };
     let stop = process::stop_on_signal()?;
     let metrics = Arc::new(Metrics::new(&model.name));
     let (phase, watched) = watch::channel(Phase::Loading);
@@ -73,7 +79,11 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
         admin::serve(args.admin, admin, closed.clone()).await.with_context(|| format!("--admin {}", args.admin))?;
     tracing::info!(model = model.name, worker = worker_name, admin = %bound, "starting");
 
-    let loaded = load(&model, &cli.files, &metrics).await?;
+    let files = match cached {
+        Some(files) => files,
+        None => weights(&model, &cli.files, false).await?,
+    };
+    let loaded = load(&model, files, &metrics).await?;
     let engine = thread::spawn(loaded.engine, model.weights, traces.clone());
     let _ = loaded_engine.set(engine.clone());
     let origin = Origin::new(&worker_name, &model, loaded.digest.as_deref());
@@ -121,44 +131,50 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn load(model: &Model, files: &FileArgs, metrics: &Metrics) -> anyhow::Result<engine::Loaded> {
-    let path = match model.parsed_source()? {
-        Some(source) => {
-            let request = Request { source, path: model.path.clone(), sha256: model.sha256.clone() };
-            Some(fetcher(files).fetch(&request).await?)
-        }
-        None => None,
-    };
+async fn load(model: &Model, weights: Option<PathBuf>, metrics: &Metrics) -> anyhow::Result<engine::Loaded> {
     let started = std::time::Instant::now();
     let for_thread = model.clone();
-    let loaded = tokio::task::spawn_blocking(move || engine::load(&for_thread, path.as_deref())).await??;
+    let loaded = tokio::task::spawn_blocking(move || engine::load(&for_thread, weights.as_deref())).await??;
     let seconds = started.elapsed().as_secs_f64();
     metrics.load_seconds.set(seconds);
     tracing::info!(model = model.name, seconds, "model loaded");
     Ok(loaded)
 }
 
+/// Where a model's files are, after fetching them where that is needed and allowed. `None` for a model without files.
+async fn weights(model: &Model, files: &FileArgs, is_offline: bool) -> anyhow::Result<Option<PathBuf>> {
+    let Some(source) = model.parsed_source()? else { return Ok(None) };
+    let request = Request { source, path: model.path.clone(), sha256: model.sha256.clone() };
+    match fetcher(files, is_offline).fetch(&request).await {
+        Err(missing @ FetchError::Offline { .. }) => {
+            let advice = format!("`inferq-worker fetch --model {}` puts it there", model.name);
+            Err(Usage(format!("--offline: {missing}; {advice}")).into())
+        }
+        fetched => Ok(Some(fetched?)),
+    }
+}
+
 async fn fetch(args: FetchArgs, files: &FileArgs) -> anyhow::Result<()> {
-    let request = match (&args.model, &args.source) {
+    let found = match (&args.model, &args.source) {
         (_, Some(source)) => {
             let source =
                 schemas::registry::Source::parse(source).map_err(|reason| Usage(format!("--source: {reason}")))?;
-            Request { source, path: args.path, sha256: args.sha256 }
+            let request = Request { source, path: args.path, sha256: args.sha256 };
+            Some(fetcher(files, false).fetch(&request).await?)
         }
         (name, None) => {
             let model = find_model(&args.registry, name.as_deref().unwrap_or_default())?;
-            match model.parsed_source()? {
-                Some(source) => Request { source, path: model.path, sha256: model.sha256 },
-                None => return Ok(()),
-            }
+            weights(&model, files, false).await?
         }
     };
-    println!("{}", fetcher(files).fetch(&request).await?.display());
+    if let Some(path) = found {
+        println!("{}", path.display());
+    }
     Ok(())
 }
 
-fn fetcher(files: &FileArgs) -> Fetcher {
-    Fetcher { cache: files.cache_folder(), index_url: files.index(), progress: progress() }
+fn fetcher(files: &FileArgs, is_offline: bool) -> Fetcher {
+    Fetcher { cache: files.cache_folder(), index_url: files.index(), is_offline, progress: progress() }
 }
 
 fn find_model(path: &std::path::Path, name: &str) -> anyhow::Result<Model> {

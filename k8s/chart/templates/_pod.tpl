@@ -40,6 +40,9 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- if $root.Values.nats.tls.enabled }}
 - {name: NATS_CA, value: /etc/nats/tls/ca.crt}
+{{- if $root.Values.nats.tls.first }}
+- {name: NATS_TLSFIRST, value: "true"}
+{{- end }}
 {{- if $root.Values.nats.tls.mutual }}
 - {name: NATS_CERT, value: /etc/nats/tls/tls.crt}
 - {name: NATS_KEY, value: /etc/nats/tls/tls.key}

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use clap::builder::BoolishValueParser;
 
 /// Every variable that a flag reads.
-pub const VARIABLES: [&str; 10] = [
+pub const VARIABLES: [&str; 11] = [
     "NATS_URL",
     "NATS_USER",
     "NATS_PASSWORD",
@@ -14,6 +15,7 @@ pub const VARIABLES: [&str; 10] = [
     "NATS_CERT",
     "NATS_KEY",
     "NATS_CA",
+    "NATS_TLSFIRST",
     "NATS_INBOX_PREFIX",
     "NATS_JS_API_PREFIX",
 ];
@@ -55,7 +57,7 @@ pub struct NatsArgs {
     #[arg(long, env = "NATS_CA", global = true, value_name = "FILE")]
     pub tlsca: Option<PathBuf>,
     /// Perform the TLS handshake before the server's greeting
-    #[arg(long, global = true)]
+    #[arg(long, env = "NATS_TLSFIRST", global = true, value_parser = BoolishValueParser::new())]
     pub tlsfirst: bool,
     /// Prefix of inboxes, where users may not share `_INBOX`
     #[arg(long, env = "NATS_INBOX_PREFIX", global = true, value_name = "PREFIX")]

@@ -7,7 +7,7 @@ use connect::{Connection, FirstConnect, NatsArgs};
 use producer::access::plan::API_PREFIX;
 use tempfile::TempDir;
 
-use super::{Server, eventually, flags, program, run};
+use super::{Cluster, Server, eventually, flags, program, run};
 
 pub struct Accounts {
     pub server: Server,
@@ -24,13 +24,31 @@ impl Accounts {
 
     /// On a server with further lines in its configuration.
     pub fn with(tenants: &[&str], arguments: &[&str], config: &str) -> Self {
+        let mut accounts = Self::made(tenants, arguments);
+        accounts.server = Server::with(&(accounts.include() + config));
+        accounts
+    }
+
+    /// On a cluster, which is to be reloaded by itself.
+    pub async fn on_cluster(tenants: &[&str], arguments: &[&str]) -> (Self, Cluster) {
+        let mut accounts = Self::made(tenants, arguments);
+        let cluster = Cluster::with(&accounts.include(), accounts.nats("admin")).await;
+        accounts.server = Server::at(&cluster.urls());
+        (accounts, cluster)
+    }
+
+    /// With no server yet.
+    fn made(tenants: &[&str], arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let ending = if arguments.contains(&"--operator") { "creds" } else { "nk" };
         checked(&tenants_command(folder.path(), &[&["add"], tenants, arguments].concat()));
-        // Files to include are looked for beside the server's own, which is in a folder like this one.
-        let name = folder.path().file_name().unwrap().to_str().unwrap();
-        let server = Server::with(&format!("include \"../{name}/accounts.conf\"\n{config}"));
-        Self { server, folder, ending }
+        Self { server: Server::at(""), folder, ending }
+    }
+
+    /// Files to include are looked for beside the server's own, which is in a folder like this one.
+    fn include(&self) -> String {
+        let name = self.folder.path().file_name().unwrap().to_str().unwrap();
+        format!("include \"../{name}/accounts.conf\"\n")
     }
 
     /// Runs `inferq tenants`.
@@ -43,15 +61,8 @@ impl Accounts {
     pub async fn change(&self, arguments: &[&str]) {
         checked(&self.tenants(arguments));
         for _ in 0..2 {
-            let before = self.reloads();
-            self.server.signal("-HUP");
-            eventually("the server has read its configuration", async || (self.reloads() > before).then_some(())).await;
+            self.server.reload().await;
         }
-    }
-
-    fn reloads(&self) -> usize {
-        let log = std::fs::read_to_string(self.server.folder().join("nats.log")).unwrap();
-        log.matches("Reloaded server configuration").count()
     }
 
     /// The file of the secret of `admin`, `worker`, `logger` or `tenant-NAME`.
@@ -69,6 +80,15 @@ impl Accounts {
         let (creds, nkey) = if self.ending == "creds" { (secret, None) } else { (None, secret) };
         let js_api_prefix = (name != "admin").then(|| API_PREFIX.to_owned());
         NatsArgs { creds, nkey, js_api_prefix, ..NatsArgs::to(&self.server.url) }
+    }
+
+    /// The same with a copy of the secret, which stays as it is.
+    pub fn copied(&self, name: &str) -> NatsArgs {
+        let copy = self.folder.path().join(format!("copy-of-{name}"));
+        std::fs::copy(self.secret(name), &copy).unwrap();
+        let mut nats = self.nats(name);
+        [&mut nats.creds, &mut nats.nkey].into_iter().flatten().for_each(|path| path.clone_from(&copy));
+        nats
     }
 
     /// The same as flags, with more arguments behind them.

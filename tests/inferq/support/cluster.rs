@@ -1,6 +1,7 @@
 //! A JetStream cluster of three real servers.
 
-use async_nats::jetstream::{self, Context};
+use async_nats::jetstream::Context;
+use connect::{FirstConnect, NatsArgs};
 
 use super::eventually;
 use super::server::{Server, free_port};
@@ -10,18 +11,27 @@ const NODES: usize = 3;
 /// Killed when it is dropped.
 pub struct Cluster {
     nodes: Vec<Server>,
+    /// How somebody connects who may ask for JetStream, but for the server.
+    admin: NatsArgs,
 }
 
 impl Cluster {
     /// Three servers that know each other and have chosen a leader.
     pub async fn start() -> Self {
+        Self::with("", NatsArgs::to("")).await
+    }
+
+    /// With further lines in each server's configuration.
+    pub async fn with(lines: &str, admin: NatsArgs) -> Self {
         let routes: Vec<u16> = (0..NODES).map(|_| free_port()).collect();
         let urls: Vec<String> = routes.iter().map(|port| format!("\"nats://127.0.0.1:{port}\"")).collect();
         let config = |node: usize| {
             let (name, port, urls) = (name(node), routes[node], urls.join(", "));
-            format!("server_name: {name}\ncluster {{ name: inferq, listen: \"127.0.0.1:{port}\", routes: [{urls}] }}\n")
+            format!(
+                "server_name: {name}\ncluster {{ name: inferq, listen: \"127.0.0.1:{port}\", routes: [{urls}] }}\n{lines}"
+            )
         };
-        let cluster = Self { nodes: (0..NODES).map(|node| Server::with(&config(node))).collect() };
+        let cluster = Self { nodes: (0..NODES).map(|node| Server::with(&config(node))).collect(), admin };
         for node in 0..NODES {
             cluster.ready(node).await;
         }
@@ -31,6 +41,26 @@ impl Cluster {
     /// All nodes' URLs, separated by commas.
     pub fn urls(&self) -> String {
         self.nodes.iter().map(|node| node.url.as_str()).collect::<Vec<_>>().join(",")
+    }
+
+    /// The URL of each node.
+    #[allow(dead_code, reason = "the tests use it")]
+    pub fn each(&self) -> impl Iterator<Item = &str> {
+        self.nodes.iter().map(|node| node.url.as_str())
+    }
+
+    /// Has all nodes read their configuration anew.
+    #[allow(dead_code, reason = "the tests use it")]
+    pub async fn reload(&self) {
+        for node in &self.nodes {
+            node.reload().await;
+        }
+    }
+
+    /// The URL of each node's monitoring.
+    #[allow(dead_code, reason = "the tests use it")]
+    pub fn monitors(&self) -> Vec<String> {
+        self.nodes.iter().map(|node| node.monitor().to_owned()).collect()
     }
 
     /// Takes a node away with no warning.
@@ -75,8 +105,9 @@ impl Cluster {
             if !health.status().is_success() || !chosen {
                 return None;
             }
-            let client = async_nats::connect(&server.url).await.ok()?;
-            jetstream::new(client).query_account().await.ok().map(drop)
+            let nats = NatsArgs { server: server.url.clone(), ..self.admin.clone() };
+            let connection = connect::connect(&nats, "tests", FirstConnect::Fail).await.ok()?;
+            connection.jetstream.query_account().await.ok().map(drop)
         })
         .await;
     }

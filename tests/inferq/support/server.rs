@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::{PATIENCE, program, run, signal};
+use super::{PATIENCE, eventually, program, run, signal};
 
 const POLL: Duration = Duration::from_millis(20);
 const PINNED: [&str; 6] = [
@@ -98,6 +98,18 @@ impl Server {
     #[allow(dead_code, reason = "the chaos program uses it")]
     pub fn signal(&self, name: &str) {
         signal(name, self.own().process.lock().unwrap().id());
+    }
+
+    /// Has it read its configuration anew, and waits until it has.
+    #[allow(dead_code, reason = "the tests use it")]
+    pub async fn reload(&self) {
+        let reloads = || {
+            let log = std::fs::read_to_string(self.folder().join("nats.log")).unwrap();
+            log.matches("Reloaded server configuration").count()
+        };
+        let before = reloads();
+        self.signal("-HUP");
+        eventually("the server has read its configuration", async || (reloads() > before).then_some(())).await;
     }
 
     #[allow(dead_code, reason = "the benchmarks use it")]

@@ -155,6 +155,12 @@ async fn the_handshake_can_come_first() {
     let later = NatsArgs { tlsca: Some(certificates.file("ca.pem")), ..url(&server) };
     check_accepted(NatsArgs { tlsfirst: true, ..later.clone() }).await;
     check_refused(&later, FAILED, "waits for --tlsfirst", &[]);
+    let flags = flags(&later);
+    let arguments: Vec<&str> = flags.iter().map(String::as_str).chain(["status"]).collect();
+    for (value, code) in [("true", 0), ("1", 0), ("false", FAILED), ("perhaps", USAGE)] {
+        let output = run(&program("inferq"), &arguments, &[("NATS_TLSFIRST", value)]);
+        assert_eq!(output.status.code(), Some(code), "{value}: {}", String::from_utf8_lossy(&output.stderr));
+    }
 }
 
 #[tokio::test]

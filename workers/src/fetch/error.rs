@@ -22,6 +22,8 @@ pub enum FetchError {
     NoLocal { path: PathBuf },
     #[error("path {path:?} is not in {}; it has {names}", folder.display())]
     NoPath { path: String, folder: PathBuf, names: String },
+    #[error("{what} is not in the cache folder {}, and nothing is downloaded", cache.display())]
+    Offline { what: String, cache: PathBuf },
     #[error("index {url} has no wheel of {package} with sha256 {sha256}; {known}")]
     NoWheel { url: Box<Url>, package: String, sha256: String, known: String },
     #[error("{what} has sha256 {got}, expected {expected}; nothing was kept; correct the pin, or distrust the source")]

@@ -58,6 +58,7 @@ impl Repository<'_> {
         if found.exists() {
             return Ok(found);
         }
+        fetcher.may_download(what.clone())?;
         let staged = store::stage(&target)?;
         match path {
             Some(path) => {

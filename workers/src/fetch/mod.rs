@@ -40,6 +40,8 @@ pub struct Fetcher {
     pub cache: PathBuf,
     /// A Python package index: PEP 691 JSON or PEP 503 HTML. It may hold a user and a password; messages leave them out.
     pub index_url: String,
+    /// Nothing is downloaded: what is not in the cache is an error.
+    pub is_offline: bool,
     pub progress: Progress,
 }
 
@@ -76,6 +78,14 @@ impl Fetcher {
                 let client = client.map_err(|error| FetchError::hub(repo, revision, "settings", error))?;
                 hub::Repository { name: repo, revision, client }.fetch(self, path, pin).await
             }
+        }
+    }
+
+    /// Whether what is not in the cache may be downloaded.
+    fn may_download(&self, what: String) -> Result<(), FetchError> {
+        match self.is_offline {
+            true => Err(FetchError::Offline { what, cache: self.cache.clone() }),
+            false => Ok(()),
         }
     }
 }

@@ -70,6 +70,7 @@ impl Package<'_> {
         if target.is_dir() {
             return Ok(target);
         }
+        fetcher.may_download(format!("{}=={}", self.name, self.version))?;
         let page = page_url(&fetcher.index_url, &name)?;
         let offers = store::retry(|| get_offers(client, &page)).await?;
         let offer = self.choose(&offers, sha256, &page)?;

@@ -113,7 +113,7 @@ async fn index(digest: &str, file: Answer) -> (Site, Fetcher, TempDir) {
 }
 
 fn fetcher(cache: &TempDir, index_url: String) -> Fetcher {
-    Fetcher { cache: cache.path().to_owned(), index_url, progress: Progress::Silent }
+    Fetcher { cache: cache.path().to_owned(), index_url, is_offline: false, progress: Progress::Silent }
 }
 
 fn tiny(digest: &str) -> Request {
@@ -148,6 +148,22 @@ async fn a_package_in_the_cache_needs_no_network() {
     let (_site, online, cache) = index(&digest, Answer::File(tiny_wheel())).await;
     let folder = online.fetch(&tiny(&digest)).await.unwrap();
     let offline = fetcher(&cache, NOWHERE.into());
+    assert_eq!(offline.fetch(&tiny(&digest)).await.unwrap(), folder);
+}
+
+#[tokio::test]
+async fn nothing_is_downloaded_offline() {
+    let digest = sha256(&tiny_wheel());
+    let (site, online, cache) = index(&digest, Answer::File(tiny_wheel())).await;
+    let offline = Fetcher { is_offline: true, ..online.clone() };
+    let hub = Source::Hub { repo: "org/tiny".into(), revision: "main".into() };
+    let of_hub = Request { source: hub, path: None, sha256: None };
+    for (request, name) in [(tiny(&digest), "Tiny==1.0"), (of_hub, "org/tiny@main")] {
+        let error = offline.fetch(&request).await.unwrap_err();
+        assert!(matches!(&error, FetchError::Offline { what, .. } if what == name), "{error}");
+    }
+    assert_eq!((site.hits(), names(cache.path())), (0, Vec::new()));
+    let folder = online.fetch(&tiny(&digest)).await.unwrap();
     assert_eq!(offline.fetch(&tiny(&digest)).await.unwrap(), folder);
 }
 
