@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Builds a stand-in for a published base image and gives it that image's name, for machines that can pull no image.
 #
-#   docker/standin.sh rust|distroless|nats|prometheus NAME
+#   docker/standin.sh rust|runtime|nats|prometheus NAME
 #
 # It needs Debian 12, root, debootstrap and the package registries. A stand-in has what our images use of the real one,
 # from the same packages of Debian where it has them; it is for tests and never to be published. What a build needs to
 # reach the registries from here (authorities, settings of cargo and pip) is copied from this machine into it, so that
-# the Dockerfile knows nothing of it.
+# the Dockerfiles know nothing of it.
 set -eu
 kind=$1 name=$2
 work=$(mktemp -d)
@@ -42,10 +42,10 @@ furnish() {
     chmod 1777 "$root/tmp"
 }
 
-# A shell and wget, where the published image has them and health checks use them.
+# A shell and what goes with it, as far as the published images have them and we use them.
 busybox() {
     unpack busybox-static
-    for applet in sh wget; do ln -s busybox "$root/bin/$applet"; done
+    for applet in sh chown cp mkdir wget; do ln -s busybox "$root/bin/$applet"; done
 }
 
 import() {
@@ -64,7 +64,7 @@ rust)
     import --change 'ENV CARGO_HOME=/usr/local/cargo' --change 'CMD ["bash"]' \
         --change 'ENV PATH=/usr/local/cargo/bin:/usr/local/toolchain/bin:/usr/local/bin:/usr/bin:/bin'
     ;;
-distroless)
+runtime)
     unpack base-files netbase tzdata libc6 libgcc-s1 libstdc++6 libgomp1
     furnish
     import --change 'USER 65532' --change 'WORKDIR /home/nonroot' --change 'ENV PATH=/usr/local/bin:/usr/bin:/bin' \
@@ -93,7 +93,7 @@ prometheus)
         --change 'CMD ["--config.file=/etc/prometheus/prometheus.yml", "--storage.tsdb.path=/prometheus"]'
     ;;
 *)
-    echo "standin: unknown kind $kind; give rust, distroless, nats or prometheus" >&2
+    echo "standin: unknown kind $kind; give rust, runtime, nats or prometheus" >&2
     exit 64
     ;;
 esac
