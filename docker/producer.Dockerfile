@@ -30,6 +30,8 @@ COPY --from=build /out/bin/inferq /usr/local/bin/
 COPY --from=build /out/sbom/inferq.cdx.json /usr/share/sbom/
 # Where batch files are run. A volume mounted there is the user's too.
 COPY --from=build --chown=65532:65532 /out/data /data
+# Where `inferq tenants` keeps accounts and keys, which are two volumes: servers are given the accounts without the keys.
+COPY --from=build --chown=65532:65532 /out/inferq-accounts /inferq-accounts
 USER 65532:65532
 WORKDIR /data
 ENV INFERQ_REGISTRY=/etc/inferq/models.toml

@@ -47,7 +47,8 @@ COPY --from=build /out/sbom/inferq-worker.cdx.json /usr/share/sbom/
 COPY --from=build --chown=65532:65532 /out/data /var/cache/inferq
 USER 65532:65532
 WORKDIR /
-ENV LD_LIBRARY_PATH=/usr/local/cuda/lib64 NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# Beside the libraries, where some machines put the driver.
+ENV LD_LIBRARY_PATH=/usr/local/cuda/lib64:/usr/local/nvidia/lib64 NVIDIA_DRIVER_CAPABILITIES=compute,utility
 ENV INFERQ_ADMIN=0.0.0.0:9464 INFERQ_CACHE_DIR=/var/cache/inferq INFERQ_REGISTRY=/etc/inferq/models.toml
 EXPOSE 9464
 # A model may take minutes to be fetched and loaded.
