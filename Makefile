@@ -36,8 +36,9 @@ $(DENY):
 	cargo install cargo-deny@$(DENY_VERSION) --locked --no-default-features --root "$(abspath $(BIN))/../tools"
 	rm -rf "$(abspath $(BIN))/../tools/build"
 
-check-deploy: ## check the Helm chart and all that is rendered from it, without a cluster
+check-deploy: ## check the Helm chart, the Dockerfiles and the Compose file, without a cluster or a daemon
 	DEPLOY_TOOLS="$(abspath $(BIN))/../tools/deploy" k8s/check.sh
+	docker/check.sh
 
 # BENCH_ARGS: names of cases, all of them unless given: echo, cache, fairness, models.
 bench: build ## measure the queue and the models beside bare JetStream

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Builds a stand-in for a published base image and gives it that image's name, for machines that can pull no image.
 #
-#   docker/standin.sh rust|distroless|nats|prometheus NAME
+#   docker/standin.sh rust|cuda|runtime|nats|prometheus NAME
 #
 # It needs Debian 12, root, debootstrap and the package registries. A stand-in has what our images use of the real one,
 # from the same packages of Debian where it has them; it is for tests and never to be published. What a build needs to
 # reach the registries from here (authorities, settings of cargo and pip) is copied from this machine into it, so that
-# the Dockerfile knows nothing of it.
+# the Dockerfiles know nothing of it.
 set -eu
 kind=$1 name=$2
 work=$(mktemp -d)
@@ -42,29 +42,56 @@ furnish() {
     chmod 1777 "$root/tmp"
 }
 
-# A shell and wget, where the published image has them and health checks use them.
+# A shell and what goes with it, as far as the published images have them and we use them.
 busybox() {
     unpack busybox-static
-    for applet in sh wget; do ln -s busybox "$root/bin/$applet"; done
+    for applet in sh chown cp mkdir wget; do ln -s busybox "$root/bin/$applet"; done
 }
 
 import() {
     tar -C "$root" --numeric-owner -c . | docker import "$@" --change 'LABEL inferq.standin=true' - "$name"
 }
 
-case $kind in
-rust)
+# Debian with its compilers.
+compilers() {
     debootstrap --variant=minbase --include=ca-certificates,gcc,g++,make,pkg-config bookworm "$root" >/dev/null
     rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/*
     cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
-    mkdir -p "$root/usr/local/cargo" "$root/usr/local/toolchain"
-    tar -C "$(rustc --print sysroot)" --exclude=share -c bin lib | tar -C "$root/usr/local/toolchain" -x
+}
+
+case $kind in
+rust)
+    compilers
+    mkdir -p "$root/usr/local/cargo/bin" "$root/usr/local/rustup"
+    tar -C "$(rustc --print sysroot)" --exclude=share -c bin lib | tar -C "$root/usr/local/rustup" -x
+    for program in "$root"/usr/local/rustup/bin/*; do
+        ln -s "../../rustup/bin/${program##*/}" "$root/usr/local/cargo/bin/"
+    done
     settings=${CARGO_HOME:-$HOME/.cargo}/config.toml
     if [ -f "$settings" ]; then cp "$settings" "$root/usr/local/cargo/"; fi
     import --change 'ENV CARGO_HOME=/usr/local/cargo' --change 'CMD ["bash"]' \
-        --change 'ENV PATH=/usr/local/cargo/bin:/usr/local/toolchain/bin:/usr/local/bin:/usr/bin:/bin'
+        --change 'ENV PATH=/usr/local/cargo/bin:/usr/local/bin:/usr/bin:/bin'
     ;;
-distroless)
+cuda)
+    # NVIDIA's compiler and libraries as Python packages, laid out as in its images.
+    compilers
+    pip download -q --no-deps -d "$work/wheels" nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 \
+        nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85 nvidia-cuda-nvrtc==13.0.88 \
+        nvidia-cublas==13.1.0.3 nvidia-curand==10.4.0.35
+    for wheel in "$work"/wheels/*.whl; do python3 -m zipfile -e "$wheel" "$work/wheel"; done
+    cuda=$root/usr/local/cuda
+    mv "$work/wheel/nvidia/cu13" "$cuda"
+    mv "$cuda/lib" "$cuda/lib64"
+    find "$cuda/bin" "$cuda/nvvm/bin" -type f -exec chmod 755 {} +
+    for library in "$cuda"/lib64/*.so.*; do ln -sf "${library##*/}" "${library%.so.*}.so"; done
+    # The driver's part, of which a linker needs no more than the names.
+    mkdir -p "$cuda/lib64/stubs"
+    grep -oE '\bcu[A-Z][A-Za-z0-9_]*' "$cuda/include/cuda.h" | sort -u | sed 's/.*/void &(void) {}/' |
+        gcc -shared -x c -w -Wl,-soname,libcuda.so.1 -o "$cuda/lib64/stubs/libcuda.so" -
+    import --change 'ENV LIBRARY_PATH=/usr/local/cuda/lib64/stubs' \
+        --change 'ENV PATH=/usr/local/cuda/bin:/usr/local/bin:/usr/bin:/bin' --change 'CMD ["bash"]'
+    ;;
+runtime)
     unpack base-files netbase tzdata libc6 libgcc-s1 libstdc++6 libgomp1
     furnish
     import --change 'USER 65532' --change 'WORKDIR /home/nonroot' --change 'ENV PATH=/usr/local/bin:/usr/bin:/bin' \
@@ -93,7 +120,7 @@ prometheus)
         --change 'CMD ["--config.file=/etc/prometheus/prometheus.yml", "--storage.tsdb.path=/prometheus"]'
     ;;
 *)
-    echo "standin: unknown kind $kind; give rust, distroless, nats or prometheus" >&2
+    echo "standin: unknown kind $kind; give rust, cuda, runtime, nats or prometheus" >&2
     exit 64
     ;;
 esac

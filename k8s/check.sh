@@ -36,6 +36,7 @@ cases() {
     echo "${name%.yaml} -f $file"
   done
   echo "production-gpu-spot -f chart/values-production.yaml -f chart/values-gpu.yaml -f chart/values-spot.yaml"
+  echo "minimal-accounts -f chart/values-minimal.yaml -f chart/values-accounts.yaml"
   echo "production-rollout -f chart/values-production.yaml -f chart/values-rollout.yaml"
 }
 

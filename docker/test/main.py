@@ -3,6 +3,7 @@
 import sys
 import traceback
 
+import accounts
 import docker
 import images
 import stack
@@ -13,6 +14,7 @@ def main():
     stack.start()
     stack.check_hardening()
     stack.check_demo()
+    accounts.check_accounts()
     answered = stack.check_kills() | stack.check_partition()
     stack.check_account(answered)
     stack.check_metrics()

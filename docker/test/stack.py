@@ -12,7 +12,8 @@ from docker import COMPOSE, check, compose, container, docker, eventually, healt
 
 # Grafana is in no registry of packages, so it has no stand-in: only its files are checked, by what they ask.
 SERVICES = ["nats", "worker-embed", "worker-generate", "logger", "prometheus"]
-ENDED = ["setup", "fetch-embed", "fetch-generate"]
+KEYS = ["key-admin", "key-worker", "key-logger", "key-demo"]
+ENDED = ["accounts", *KEYS, "setup", "fetch-embed", "fetch-generate"]
 DASHBOARD = os.path.join(os.path.dirname(__file__), "../grafana/dashboards")
 PROJECT = os.environ["COMPOSE_PROJECT_NAME"]
 PREVIOUS = os.environ["PREVIOUS"]
@@ -21,7 +22,7 @@ DEMO_ROWS = 32
 
 def start():
     # Two workers of a model, so that one can be missed.
-    compose("up", "--detach", "--no-build", "--scale", "worker-embed=2", *SERVICES)
+    compose("up", "--detach", "--no-build", "--scale", "worker-embed=2", *SERVICES, *KEYS)
     for name in running():
         eventually(f"{name} is healthy", lambda: health(name) == "healthy")
     for service in ENDED:
@@ -150,7 +151,7 @@ def check_partition():
 def check_account(answered):
     """What the server has stored, and what the logger wrote, against the answers that producers hold."""
     streams = json.loads(docker("exec", container("nats"), "wget", "-qO-", "http://127.0.0.1:8222/jsz?streams=true"))
-    detail = streams["account_details"][0]["stream_detail"]
+    detail = next(account for account in streams["account_details"] if account["name"] == "CORE")["stream_detail"]
     state = {stream["name"]: stream["state"] for stream in detail}
     results, expected = state["INFERQ_RESULTS"], Batch.submitted + DEMO_ROWS + 1
     stored = (results["messages"], results["last_seq"])

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use clap::Parser;
+use producer::access::plan::{API_PREFIX, CORE};
 use schemas::registry::Registry;
 use schemas::stream;
 use serde_json::Value;
@@ -174,6 +175,29 @@ fn a_worker_finds_its_model_where_the_init_container_puts_it() {
         assert_eq!(variable(&worker, "INFERQ_OFFLINE"), Some("true"), "it cannot write into the cache");
         let arguments: Vec<&str> = list(&fetch["args"]).iter().map(text).collect();
         assert_eq!(arguments, ["fetch", "--model", variable(&worker, "INFERQ_MODEL").unwrap()]);
+    }
+}
+
+#[test]
+fn the_chart_takes_the_keys_that_inferq_tenants_writes() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = run(&program("inferq"), &["tenants", "add", "test", "--out", folder.path().to_str().unwrap()], &[]);
+    assert!(made.status.success());
+    for file in ["values-accounts.yaml", "values-production.yaml"] {
+        let values = std::fs::read_to_string(root().join("k8s/chart").join(file)).unwrap();
+        let values: Value = serde_saphyr::from_str(&values).unwrap();
+        assert_eq!(values["nats"]["monitoring"]["account"], CORE);
+        let tenant = format!("tenant-{}.nk", text(&values["test"]["tenant"]));
+        for (client, key) in
+            [("setup", "admin.nk"), ("worker", "worker.nk"), ("logger", "logger.nk"), ("test", tenant.as_str())]
+        {
+            let client = &values["nats"]["clients"][client];
+            assert!(folder.path().join("keys").join(key).exists(), "{key}");
+            assert_eq!((text(&client["credentials"]["key"]), text(&client["credentials"]["kind"])), (key, "nkey"));
+            // The operator alone is in the account that has the streams.
+            let prefix = if key == "admin.nk" { Value::Null } else { API_PREFIX.into() };
+            assert_eq!(client["jsApiPrefix"], prefix, "{key}");
+        }
     }
 }
 

@@ -137,7 +137,7 @@ async fn load(model: &Model, weights: Option<PathBuf>, metrics: &Metrics) -> any
     let loaded = tokio::task::spawn_blocking(move || engine::load(&for_thread, weights.as_deref())).await??;
     let seconds = started.elapsed().as_secs_f64();
     metrics.load_seconds.set(seconds);
-    tracing::info!(model = model.name, seconds, "model loaded");
+    tracing::info!(model = model.name, device = loaded.device, seconds, "model loaded");
     Ok(loaded)
 }
 

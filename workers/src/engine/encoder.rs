@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 
+use candle_core::Device;
 use schemas::registry::Limits;
 
 use self::files::Files;
@@ -32,8 +33,8 @@ pub struct Encoder {
 impl Encoder {
     /// Loads a model from a folder in the layout of the Hugging Face hub, with the files of sentence-transformers where
     /// they are present.
-    pub fn load(folder: &Path, limits: &Limits) -> Result<(Text, Self), LoadError> {
-        let files = Files::read(folder)?;
+    pub fn load(folder: &Path, limits: &Limits, device: &Device) -> Result<(Text, Self), LoadError> {
+        let files = Files::read(folder, device)?;
         let positions = files.config.max_position_embeddings;
         let tokens_max = limits.prompt_tokens.or(files.tokens_max).unwrap_or(positions).min(positions);
         let text = Text::embedding(files.tokenizer, tokens_max, files.config.hidden_size);

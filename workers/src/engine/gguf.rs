@@ -24,22 +24,29 @@ pub struct Gguf {
     path: PathBuf,
     content: Content,
     reader: BufReader<File>,
+    device: Device,
 }
 
 impl Gguf {
-    pub fn open(path: &Path) -> Result<Self, LoadError> {
+    /// Tensors will be on the device.
+    pub fn open(path: &Path, device: &Device) -> Result<Self, LoadError> {
         let failed = |error: &dyn std::fmt::Display| LoadError::file(path, error);
         let file = File::open(path).map_err(|error| failed(&error))?;
         let mut reader = BufReader::with_capacity(1 << 20, file);
         let content =
             Content::read(&mut reader).map_err(|error| failed(&format!("is no readable GGUF file: {error}")))?;
-        Ok(Self { path: path.to_owned(), content, reader })
+        Ok(Self { path: path.to_owned(), content, reader, device: device.clone() })
     }
 
-    /// A tensor as f32.
+    /// Where the tensors are.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// A tensor as f32. It is dequantized on the CPU, so that its numbers are the same on every device.
     pub fn tensor(&mut self, name: &str) -> Result<Tensor, LoadError> {
         let read = self.content.tensor(&mut self.reader, name, &Device::Cpu);
-        let dequantized = read.and_then(|tensor| tensor.dequantize(&Device::Cpu));
+        let dequantized = read.and_then(|tensor| tensor.dequantize(&Device::Cpu)?.to_device(&self.device));
         dequantized.map_err(|error| self.error(format!("tensor {name}: {error}")))
     }
 
@@ -173,9 +180,9 @@ mod tests {
         {
             let path = folder.path().join(name);
             std::fs::write(&path, bytes).unwrap();
-            let message = Gguf::open(&path).map(drop).unwrap_err().to_string();
+            let message = Gguf::open(&path, &Device::Cpu).map(drop).unwrap_err().to_string();
             assert!(message.contains(name) && message.contains("is no readable GGUF file"), "{message}");
         }
-        assert!(Gguf::open(Path::new("/missing.gguf")).is_err());
+        assert!(Gguf::open(Path::new("/missing.gguf"), &Device::Cpu).is_err());
     }
 }

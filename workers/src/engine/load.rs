@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use candle_core::Device;
 use schemas::registry::{Model, Task};
 use sha2::{Digest, Sha256};
 
@@ -15,12 +16,16 @@ use super::text::Text;
 /// The input limit of the echo engine, which has no model to set one.
 const ECHO_TOKENS_MAX: usize = 16 << 20;
 
+const CPU: &str = "cpu";
+
 /// A model in memory: its text side for the deliveries, its engine for the thread.
 pub struct Loaded {
     pub text: Arc<Text>,
     pub engine: Box<dyn Engine + Send>,
     /// SHA-256 of the file with the weights.
     pub digest: Option<String>,
+    /// What computes: `cpu` or `cuda`.
+    pub device: &'static str,
 }
 
 /// Why a model's files cannot be used.
@@ -30,6 +35,8 @@ pub enum LoadError {
     File { path: PathBuf, reason: String },
     #[error("the model has no files; give it a source in the registry")]
     NoFiles,
+    #[error("no GPU can be used: {0}")]
+    Device(candle_core::Error),
 }
 
 impl LoadError {
@@ -48,20 +55,25 @@ pub fn load(model: &Model, files: Option<&Path>) -> Result<Loaded, LoadError> {
 
 fn load_unguarded(model: &Model, files: Option<&Path>) -> Result<Loaded, LoadError> {
     let limits = &model.limits;
+    // The first GPU, where the program was built for GPUs. It does without none: a processor would be too slow by far.
+    let device = || Device::cuda_if_available(0).map_err(LoadError::Device);
+    let name = |device: &Device| if device.is_cuda() { "cuda" } else { CPU };
     match (model.task, files) {
         (Task::Echo, _) => {
             let text = Text::bytes(limits.prompt_tokens.unwrap_or(ECHO_TOKENS_MAX), echo::DIMENSIONS);
-            Ok(Loaded { text: Arc::new(text), engine: Box::new(Echo::new(limits.batch, model.echo)), digest: None })
+            let engine = Box::new(Echo::new(limits.batch, model.echo));
+            Ok(Loaded { text: Arc::new(text), engine, digest: None, device: CPU })
         }
         (Task::Embed, Some(folder)) => {
-            let (text, encoder) = Encoder::load(folder, limits)?;
+            let device = device()?;
+            let (text, encoder) = Encoder::load(folder, limits, &device)?;
             let digest = Some(digest(&folder.join(encoder::WEIGHTS))?);
-            Ok(Loaded { text: Arc::new(text), engine: Box::new(encoder), digest })
+            Ok(Loaded { text: Arc::new(text), engine: Box::new(encoder), digest, device: name(&device) })
         }
         (Task::Generate, Some(path)) => {
-            let file = gguf_file(path)?;
-            let (text, decoder) = Decoder::load(&file, limits)?;
-            Ok(Loaded { text, engine: Box::new(decoder), digest: Some(digest(&file)?) })
+            let (file, device) = (gguf_file(path)?, device()?);
+            let (text, decoder) = Decoder::load(&file, limits, &device)?;
+            Ok(Loaded { text, engine: Box::new(decoder), digest: Some(digest(&file)?), device: name(&device) })
         }
         (Task::Embed | Task::Generate, None) => Err(LoadError::NoFiles),
     }

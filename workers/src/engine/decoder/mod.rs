@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 
+use candle_core::Device;
 use schemas::registry::Limits;
 
 use self::model::{Cache, Llama, Span};
@@ -47,8 +48,8 @@ struct Running {
 
 impl Decoder {
     /// Loads a GGUF file of the Llama architecture.
-    pub fn load(path: &Path, limits: &Limits) -> Result<(Arc<Text>, Self), LoadError> {
-        let mut file = Gguf::open(path)?;
+    pub fn load(path: &Path, limits: &Limits, device: &Device) -> Result<(Arc<Text>, Self), LoadError> {
+        let mut file = Gguf::open(path, device)?;
         let model = Llama::load(&mut file)?;
         let context = limits.prompt_tokens.unwrap_or(usize::MAX).min(model.context());
         let text = Arc::new(text(&file, context)?);

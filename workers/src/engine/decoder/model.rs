@@ -66,7 +66,7 @@ impl Llama {
         let layers = file.number("llama.block_count")?;
         let shape = shape(file)?;
         let base = file.float("llama.rope.freq_base").unwrap_or(10_000.0);
-        let rotation = Rotation::new(base, shape).map_err(|error| file.error(error))?;
+        let rotation = Rotation::new(base, shape, file.device()).map_err(|error| file.error(error))?;
         let embeddings = file.tensor("token_embd.weight")?;
         // Small models use the embeddings to score the next token too.
         let output = if file.has_tensor("output.weight") { file.tensor("output.weight")? } else { embeddings.clone() };
@@ -89,12 +89,13 @@ impl Llama {
         let tokens: Vec<u32> = spans.iter().flat_map(|span| span.tokens.iter().copied()).collect();
         let places: Vec<u32> =
             spans.iter().flat_map(|span| span.start as u32..(span.start + span.tokens.len()) as u32).collect();
-        let places = Tensor::new(places, &Device::Cpu)?;
+        let device = self.embeddings.device();
+        let places = Tensor::new(places, device)?;
         let rotation = Rotation {
             cos: self.rotation.cos.index_select(&places, 0)?,
             sin: self.rotation.sin.index_select(&places, 0)?,
         };
-        let mut hidden = self.embeddings.index_select(&Tensor::new(tokens, &Device::Cpu)?, 0)?;
+        let mut hidden = self.embeddings.index_select(&Tensor::new(tokens, device)?, 0)?;
         for (index, layer) in self.layers.iter().enumerate() {
             hidden = layer.forward(&hidden, spans, index, &rotation, self.shape)?;
         }
@@ -113,7 +114,7 @@ impl Llama {
         if last.is_empty() {
             return Ok(spans.iter().map(|_| None).collect());
         }
-        let hidden = hidden.index_select(&Tensor::new(last, &Device::Cpu)?, 0)?;
+        let hidden = hidden.index_select(&Tensor::new(last, hidden.device())?, 0)?;
         let logits = linear(&rms_norm(&hidden, &self.norm, self.shape.epsilon)?, &self.output)?.to_vec2::<f32>()?;
         let mut logits = logits.into_iter();
         Ok(spans.iter().map(|span| if span.wants_logits { logits.next() } else { None }).collect())
@@ -186,7 +187,11 @@ impl Shape {
         let query = query.reshape((self.key_heads, group * count, self.head_size))?;
         let mut scores = (query.matmul(&keys.transpose(1, 2)?)? * (1.0 / (self.head_size as f64).sqrt()))?;
         if count > 1 {
-            let rows = scores.reshape((self.key_heads, group, count, length))?.broadcast_add(&mask(start, count)?)?;
+            let rows = scores.reshape((self.key_heads, group, count, length))?.broadcast_add(&mask(
+                start,
+                count,
+                scores.device(),
+            )?)?;
             scores = rows.reshape((self.key_heads, group * count, length))?;
         }
         let mixed = softmax_last_dim(&scores)?.matmul(&values.contiguous()?)?;
@@ -195,12 +200,12 @@ impl Shape {
 }
 
 impl Rotation {
-    fn new(base: f32, shape: Shape) -> Result<Self> {
+    fn new(base: f32, shape: Shape, device: &Device) -> Result<Self> {
         let frequency = |pair: usize| base.powf(-2.0 * pair as f32 / shape.head_size as f32);
         let frequencies: Vec<f32> = (0..shape.head_size / 2).map(frequency).collect();
-        let frequencies = Tensor::new(frequencies, &Device::Cpu)?.unsqueeze(0)?;
+        let frequencies = Tensor::new(frequencies, device)?.unsqueeze(0)?;
         let places =
-            Tensor::arange(0, shape.context as u32, &Device::Cpu)?.to_dtype(candle_core::DType::F32)?.unsqueeze(1)?;
+            Tensor::arange(0, shape.context as u32, device)?.to_dtype(candle_core::DType::F32)?.unsqueeze(1)?;
         let angles = places.matmul(&frequencies)?;
         Ok(Self { cos: angles.cos()?, sin: angles.sin()? })
     }
@@ -226,10 +231,10 @@ fn shape(file: &Gguf) -> std::result::Result<Shape, LoadError> {
 }
 
 /// Minus infinity where a token would see one that comes after it.
-fn mask(start: usize, count: usize) -> Result<Tensor> {
+fn mask(start: usize, count: usize, device: &Device) -> Result<Tensor> {
     let length = start + count;
     let cell = |place: usize| if place % length > start + place / length { f32::NEG_INFINITY } else { 0.0 };
-    Tensor::from_vec((0..count * length).map(cell).collect(), (count, length), &Device::Cpu)
+    Tensor::from_vec((0..count * length).map(cell).collect(), (count, length), device)
 }
 
 fn linear(input: &Tensor, weight: &Tensor) -> Result<Tensor> {
@@ -261,7 +266,7 @@ impl Llama {
             down: random(hidden, 48),
         });
         let layers = layers.collect();
-        let rotation = Rotation::new(10_000.0, shape).expect("shapes fit");
+        let rotation = Rotation::new(10_000.0, shape, &Device::Cpu).expect("shapes fit");
         Self { output: embeddings.clone(), embeddings, layers, norm: ones, rotation, shape }
     }
 }

@@ -56,7 +56,7 @@ struct PoolingConfig {
 }
 
 impl Files {
-    pub fn read(folder: &Path) -> Result<Self, LoadError> {
+    pub fn read(folder: &Path, device: &Device) -> Result<Self, LoadError> {
         let config: Config = required(folder, "config.json")?;
         if config.model_type != "bert" || config.hidden_act != "gelu" {
             let reason = format!(
@@ -69,7 +69,7 @@ impl Files {
         let tokenizer =
             Tokenizer::from_file(&tokenizer_path).map_err(|error| LoadError::file(&tokenizer_path, error))?;
         let weights_path = folder.join(WEIGHTS);
-        let weights = candle_core::safetensors::load(&weights_path, &Device::Cpu)
+        let weights = candle_core::safetensors::load(&weights_path, device)
             .map_err(|error| LoadError::file(&weights_path, error))?;
         let sentence_bert: Option<SentenceBert> = optional(folder, "sentence_bert_config.json")?;
         Ok(Self {

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use candle_core::{D, DType, Device, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 use candle_nn::ops::{layer_norm, softmax_last_dim};
 
 use super::files::{Config, Pooling};
@@ -69,9 +69,9 @@ impl Bert {
         let lengths: Vec<usize> = sequences.iter().map(|tokens| tokens.len()).collect();
         let tokens: Vec<u32> = sequences.concat();
         let places: Vec<u32> = lengths.iter().flat_map(|&length| 0..length as u32).collect();
-        let words =
-            self.words.index_select(&Tensor::from_vec(tokens, lengths.iter().sum::<usize>(), &Device::Cpu)?, 0)?;
-        let positions = self.positions.index_select(&Tensor::new(places, &Device::Cpu)?, 0)?;
+        let device = self.words.device();
+        let words = self.words.index_select(&Tensor::new(tokens, device)?, 0)?;
+        let positions = self.positions.index_select(&Tensor::new(places, device)?, 0)?;
         let mut hidden = self.embedding_norm.forward(&(words + positions)?)?;
         for layer in &self.layers {
             hidden = layer.forward(&hidden, &lengths)?;

@@ -71,7 +71,7 @@ fn run(encoder: &mut Encoder, sequences: &[Vec<u32>]) -> Vec<Vec<f32>> {
 fn a_vector_does_not_depend_on_what_else_is_in_the_batch() {
     let folder = tempfile::tempdir().unwrap();
     write_model(folder.path());
-    let (_, mut encoder) = Encoder::load(folder.path(), &Limits::default()).unwrap();
+    let (_, mut encoder) = Encoder::load(folder.path(), &Limits::default(), &Device::Cpu).unwrap();
     let sequences = vec![vec![1, 3, 2], vec![1, 3, 4, 5, 3, 2], vec![4], vec![5; 16]];
     let together = run(&mut encoder, &sequences);
     for (sequence, expected) in sequences.iter().zip(&together) {
@@ -85,7 +85,7 @@ fn a_vector_does_not_depend_on_what_else_is_in_the_batch() {
 #[test]
 fn files_that_are_missing_or_corrupt_are_named() {
     let folder = tempfile::tempdir().unwrap();
-    let load = || Encoder::load(folder.path(), &Limits::default()).map(drop).unwrap_err().to_string();
+    let load = || Encoder::load(folder.path(), &Limits::default(), &Device::Cpu).map(drop).unwrap_err().to_string();
     assert!(load().contains("config.json: is missing"));
     write_model(folder.path());
     std::fs::write(folder.path().join(files::WEIGHTS), b"\x40\0\0\0\0\0\0\0{").unwrap();

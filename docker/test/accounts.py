@@ -1,0 +1,72 @@
+"""Who is let in, and whose key is where: the borders that the accounts of `inferq tenants` draw in the stack."""
+
+import os
+import socket
+
+from batch import EMBED, Batch
+from docker import COMPOSE, WORK, check, compose, container, docker, eventually, health, inspect, run
+
+PROJECT = os.environ["COMPOSE_PROJECT_NAME"]
+# The volumes of keys, and accounts, that a service has.
+HELD = {
+    "nats": {"accounts"},
+    "setup": {"key-admin"},
+    "worker-embed": {"key-worker"},
+    "worker-generate": {"key-worker"},
+    "logger": {"key-logger"},
+    "prometheus": set(),
+}
+
+
+def check_accounts():
+    for service, held in HELD.items():
+        mounts = {mount.get("Name", "").removeprefix(f"{PROJECT}_") for mount in inspect(container(service))["Mounts"]}
+        found = {name for name in mounts if name in ("accounts", "keys") or name.startswith("key-")}
+        check(f"{service} has its own key and no other", found == held, " ".join(sorted(found)))
+    check("NATS lets nobody in without a key", "Authorization Violation" in greet_without_key())
+    check_tenants()
+
+
+def greet_without_key():
+    host, port = compose("port", "nats", "4222").rsplit(":", 1)
+    with socket.create_connection((host, int(port)), timeout=10) as server:
+        server.sendall(b'CONNECT {"verbose":false}\r\nPING\r\n')
+        said = ""
+        while received := server.recv(4096):
+            said += received.decode()
+    return said
+
+
+def check_tenants():
+    """A tenant is added as README.md says, and neither of two sees what is the other's."""
+    compose("run", "--rm", "accounts", "add", "other")
+    compose("restart", "nats")
+    eventually("tenants: NATS knows the new one", lambda: health(container("nats")) == "healthy")
+    key = os.path.join(WORK, "other.nk")
+    docker("cp", f"{container('accounts')}:/inferq-accounts/keys/tenant-other.nk", key)
+    # For the user of the container.
+    os.chmod(key, 0o644)
+
+    submit = ["submit", "--model", EMBED, "--id", "secret", "--input", "of the other one", "--wait"]
+    answer = as_tenant("other", *submit, key=key)
+    check("tenants: a new one is answered", answer.returncode == 0, answer.stderr.strip())
+    Batch.submitted += 1
+    read = ["results", "secret"]
+    check("tenants: it reads its result again", as_tenant("other", *read, key=key).returncode == 0)
+    stranger = as_tenant("other", *read)
+    check("tenants: another one cannot", refused(stranger), stranger.stderr.strip())
+    forged = as_tenant("other", *submit[:-1])
+    check("tenants: nor can it submit in its name", refused(forged), forged.stderr.strip())
+    operator = run(*COMPOSE, "run", "--rm", "--no-deps", "-T", "setup", *read, "--tenant", "other", check=False)
+    check("tenants: the operator can read it", operator.returncode == 0 and '"embedding"' in operator.stdout)
+
+
+def as_tenant(name, *arguments, key=None):
+    """Runs `inferq` in the name of a tenant: with the key that is given, or with the demo's."""
+    given = ["--volume", f"{key}:/key.nk:ro", "--env", "NATS_NKEY=/key.nk"] if key else []
+    options = ["--rm", "--no-deps", "-T", "--env", f"INFERQ_TENANT={name}", *given]
+    return run(*COMPOSE, "run", *options, "demo", *arguments, check=False)
+
+
+def refused(done):
+    return done.returncode != 0 and "embedding" not in done.stdout
