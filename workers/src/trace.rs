@@ -80,7 +80,7 @@ impl Trace {
         span.set_attribute(KeyValue::new("inferq.outcome", outcome.label()));
         span.set_attribute(KeyValue::new("inferq.attempt", i64::from(attempt)));
         match outcome {
-            Outcome::Completed { usage, .. } => tell_usage(&mut *span, usage),
+            Outcome::Completed { usage, .. } => tell_usage(&mut span, usage),
             Outcome::Retry { reason, .. } | Outcome::Exhausted { reason, .. } => {
                 span.set_attribute(KeyValue::new("error.type", outcome.label()));
                 span.set_status(Status::error(reason.clone()));
