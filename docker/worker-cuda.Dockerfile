@@ -31,8 +31,7 @@ RUN --mount=type=cache,id=inferq-registry,target=/usr/local/cargo/registry,shari
     docker/compile.sh --features workers/cuda
 # What the program needs of CUDA; the driver itself comes from the machine.
 WORKDIR /out/cuda
-RUN for library in libcublas.so.13 libcublasLt.so.13 libcudart.so.13 libcurand.so.10 libnvrtc.so.13 \
-        libnvrtc-builtins.so.13.0; do \
+RUN for library in libcublas.so.13 libcublasLt.so.13 libcudart.so.13 libcurand.so.10; do \
         cp -L "/usr/local/cuda/lib64/${library}" . || exit 1; \
     done
 

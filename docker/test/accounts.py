@@ -3,6 +3,7 @@
 import os
 import socket
 
+import stack
 from batch import EMBED, Batch
 from docker import COMPOSE, WORK, check, compose, container, docker, eventually, health, inspect, run
 
@@ -25,6 +26,7 @@ def check_accounts():
         check(f"{service} has its own key and no other", found == held, " ".join(sorted(found)))
     check("NATS lets nobody in without a key", "Authorization Violation" in greet_without_key())
     check_tenants()
+    check_rotation()
 
 
 def greet_without_key():
@@ -42,11 +44,7 @@ def check_tenants():
     compose("run", "--rm", "accounts", "add", "other")
     compose("restart", "nats")
     eventually("tenants: NATS knows the new one", lambda: health(container("nats")) == "healthy")
-    key = os.path.join(WORK, "other.nk")
-    docker("cp", f"{container('accounts')}:/inferq-accounts/keys/tenant-other.nk", key)
-    # For the user of the container.
-    os.chmod(key, 0o644)
-
+    key = take_key("tenant-other")
     submit = ["submit", "--model", EMBED, "--id", "secret", "--input", "of the other one", "--wait"]
     answer = as_tenant("other", *submit, key=key)
     check("tenants: a new one is answered", answer.returncode == 0, answer.stderr.strip())
@@ -59,6 +57,30 @@ def check_tenants():
     check("tenants: nor can it submit in its name", refused(forged), forged.stderr.strip())
     operator = run(*COMPOSE, "run", "--rm", "--no-deps", "-T", "setup", *read, "--tenant", "other", check=False)
     check("tenants: the operator can read it", operator.returncode == 0 and '"embedding"' in operator.stdout)
+
+
+def check_rotation():
+    """The workers are given another key, as README.md says, and nobody is let in with the old one."""
+    old = take_key("worker")
+    compose("run", "--rm", "accounts", "rotate", "--service", "worker")
+    stack.up()
+    compose("kill", "--signal", "HUP", "nats")
+
+    def is_shut_out():
+        return "authorization violation" in as_tenant("demo", "results", "secret", key=old).stderr.lower()
+
+    eventually("rotation: the old key is refused", is_shut_out)
+    answer = as_tenant("demo", "submit", "--model", EMBED, "--input", "after the rotation", "--wait")
+    check("rotation: workers go on with the new one", answer.returncode == 0, answer.stderr.strip())
+    Batch.submitted += 1
+
+
+def take_key(name):
+    """Brings a key to where the user of a container can read it."""
+    key = os.path.join(WORK, f"{name}.nk")
+    docker("cp", f"{container('accounts')}:/inferq-accounts/keys/{name}.nk", key)
+    os.chmod(key, 0o644)
+    return key
 
 
 def as_tenant(name, *arguments, key=None):

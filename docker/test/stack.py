@@ -21,13 +21,17 @@ DEMO_ROWS = 32
 
 
 def start():
-    # Two workers of a model, so that one can be missed.
-    compose("up", "--detach", "--no-build", "--scale", "worker-embed=2", *SERVICES, *KEYS)
+    up()
     for name in running():
         eventually(f"{name} is healthy", lambda: health(name) == "healthy")
     for service in ENDED:
         state = inspect(container(service))["State"]
         check(f"{service} has done its work", state["Status"] == "exited" and state["ExitCode"] == 0)
+
+
+def up():
+    # Two workers of a model, so that one can be missed.
+    compose("up", "--detach", "--no-build", "--scale", "worker-embed=2", *SERVICES, *KEYS)
 
 
 def running():
@@ -171,7 +175,7 @@ def check_rollback():
     for image in ("producer", "worker", "logger", "nats"):
         docker("tag", f"inferq-{image}:latest", f"inferq-{image}:{PREVIOUS}")
     os.environ["INFERQ_TAG"] = PREVIOUS
-    compose("up", "--detach", "--no-build", "--scale", "worker-embed=2", *SERVICES)
+    up()
     for name in running():
         eventually(f"rollback: {name} is healthy", lambda: health(name) == "healthy")
     image = inspect(container("worker-embed"))["Config"]["Image"]

@@ -33,6 +33,7 @@ const MESSAGES: [Message; 5] = [
             header::REPLY_TO,
             header::LANE,
             header::PUBLISHED,
+            header::TRACEPARENT,
             header::HISTORY,
         ],
     },
@@ -41,7 +42,7 @@ const MESSAGES: [Message; 5] = [
         summary: "A line of an OpenAI batch output or error file.",
         payload: "result.json",
         always: &[header::CONTENT_TYPE, header::STATUS],
-        sometimes: &[header::PROVENANCE, header::BODY],
+        sometimes: &[header::PROVENANCE, header::BODY, header::TRACEPARENT],
     },
     Message {
         key: "chunk",
