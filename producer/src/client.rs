@@ -46,7 +46,7 @@ pub struct Client {
 
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    #[error("stream {0} is missing; run `inferq setup`")]
+    #[error("stream {0} is missing: run `inferq setup`, or it is closed to these credentials")]
     NoStream(&'static str),
     #[error("the stored message cannot be read: {0}")]
     Decode(#[from] DecodeError),
