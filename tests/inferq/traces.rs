@@ -93,6 +93,7 @@ async fn a_job_is_traced_from_the_command_that_sends_it_to_the_batch_that_comput
     }
     // It belongs to no job, and tells of its jobs.
     assert_ne!(batch.trace_id, process.trace_id);
+    assert!(has(&batch, "batch.sequences", "IntValue("), "{batch:?}");
     assert_eq!(batch.links.iter().map(|link| &link.span_id).collect::<Vec<_>>(), [&process.span_id]);
     // Whoever reads the result can go on from there.
     let (headers, _) = deployment.result("traced").await;

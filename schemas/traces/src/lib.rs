@@ -4,17 +4,18 @@
 //! a thread of the exporter's own. What is traced is for the sampler to say, by the variables that OpenTelemetry has for it.
 
 mod carrier;
+mod config;
 
 use std::time::{Duration, SystemTime};
 
-use clap::Args;
 use opentelemetry::trace::{Link, Span as _, SpanBuilder, SpanKind, Tracer, TracerProvider};
-use opentelemetry::{Context, KeyValue};
+use opentelemetry::{Context, Key, KeyValue};
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 
 pub use carrier::{context_in, put_context};
+pub use config::TraceArgs;
 
 /// One that is exported.
 pub type Span = opentelemetry_sdk::trace::Span;
@@ -23,14 +24,6 @@ pub type Span = opentelemetry_sdk::trace::Span;
 const LINKS_MAX: u32 = 1024;
 /// How long the last spans may take to be sent at the end.
 const FLUSH: Duration = Duration::from_secs(3);
-
-#[derive(Args, Debug, Clone, Default)]
-#[command(next_help_heading = "Traces")]
-pub struct TraceArgs {
-    /// Collector that spans are sent to by OTLP over HTTP, such as http://localhost:4318; none are made without it
-    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", global = true, value_name = "URL")]
-    pub otlp_endpoint: Option<String>,
-}
 
 #[derive(Debug, thiserror::Error)]
 #[error("--otlp-endpoint {endpoint}: {reason}")]
@@ -75,10 +68,12 @@ impl TraceArgs {
 }
 
 fn resource(service: &'static str, version: &'static str) -> Resource {
-    let named = Resource::builder().with_attribute(KeyValue::new("service.version", version));
-    match std::env::var_os("OTEL_SERVICE_NAME") {
-        Some(_) => named.build(),
-        None => named.with_service_name(service).build(),
+    let own = || Resource::builder().with_attribute(KeyValue::new("service.version", version));
+    // What the environment says is in it already.
+    let named = own().build().get(&Key::from_static_str("service.name")).map(|name| name.to_string());
+    match named {
+        Some(name) if !name.starts_with("unknown_service") => own().build(),
+        _ => own().with_service_name(service).build(),
     }
 }
 

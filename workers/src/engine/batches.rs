@@ -49,8 +49,7 @@ impl Batches {
     pub fn close(&mut self) {
         let Some(Batch { jobs, began, ended, steps, sequences }) = self.open.take() else { return };
         let links = jobs.into_iter().map(Link::with_context).collect();
-        let attributes =
-            vec![KeyValue::new("inferq.batch.steps", steps), KeyValue::new("inferq.batch.sequences", sequences)];
+        let attributes = vec![KeyValue::new("batch.steps", steps), KeyValue::new("batch.sequences", sequences)];
         self.traces.tell("engine batch", (began, ended), links, attributes);
     }
 }
