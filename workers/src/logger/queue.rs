@@ -43,16 +43,19 @@ pub struct Workers {
 
 /// Keeps the metrics of the queue fresh until `stop`.
 pub async fn watch(connection: Connection, metrics: Arc<Metrics>, stop: CancellationToken) {
-    let mut rates = HashMap::new();
+    let (mut rates, mut is_known) = (HashMap::new(), true);
     loop {
         match look(&connection.client, &connection.jetstream).await {
             Ok((lanes, paces)) => {
+                is_known = true;
                 remember(&mut rates, &lanes, &paces);
                 metrics.set_queue(&waiting(&lanes, &rates), &workers(&lanes, &paces));
             }
             // What is not known is not told: old numbers would be believed.
             Err(error) => {
-                tracing::debug!(%error, "queue not read");
+                if std::mem::take(&mut is_known) {
+                    tracing::warn!(%error, "the queue cannot be read, its metrics are not there meanwhile");
+                }
                 metrics.set_queue(&[], &[]);
             }
         }
