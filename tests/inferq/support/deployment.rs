@@ -136,7 +136,9 @@ impl Deployment {
     }
 
     pub async fn stream(&self, name: &str) -> Stream {
-        self.client.connection.jetstream.get_stream(name).await.unwrap()
+        let jetstream = &self.client.connection.jetstream;
+        // A cluster that has no leader yet does not answer.
+        eventually("the stream is described", async || jetstream.get_stream(name).await.ok()).await
     }
 
     /// Messages in a stream, and the sequence of its last.
