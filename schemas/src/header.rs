@@ -52,6 +52,8 @@ pub const HISTORY: &str = "Inferq-History";
 
 /// W3C Trace Context: the span of whoever published the message.
 pub const TRACEPARENT: &str = "traceparent";
+/// What goes with it.
+pub const TRACESTATE: &str = "tracestate";
 
 /// Why a job became a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -228,8 +228,14 @@ impl Delivery {
         if let Some(name) = body {
             headers.insert(header::BODY, name);
         }
-        if let Some(trace) = &self.trace {
-            trace.put(&mut headers);
+        match &self.trace {
+            Some(trace) => trace.put(&mut headers),
+            // Passed on as it came.
+            None => [header::TRACEPARENT, header::TRACESTATE].into_iter().for_each(|name| {
+                if let Some(value) = self.received.header(name) {
+                    headers.insert(name, value);
+                }
+            }),
         }
         headers
     }

@@ -16,7 +16,7 @@ use crate::admin::Phase;
 use crate::outcome::Outcome;
 use crate::pace::Pace;
 
-/// Every metric with its labels and meaning: the table of the README, tested against it.
+/// Every metric with its labels and meaning: the table of OBSERVABILITY.md, tested against it.
 pub const TABLE: [Row; 20] = [
     ("inferq_deliveries_total", "outcome", "deliveries that ended, by outcome"),
     ("inferq_deliveries_in_flight", "", "deliveries open now"),
@@ -213,8 +213,8 @@ mod tests {
             assert!(label.is_empty() || text.lines().any(has_label), "{name} {label}\n{text}");
         }
         assert!(text.contains("inferq_engine_steps_total{model=\"m\"} 7"));
-        assert!(text.contains("inferq_worker_phase{model=\"m\",phase=\"draining\"} 1"), "{text}");
-        assert!(text.contains("inferq_worker_phase{model=\"m\",phase=\"running\"} 0"), "{text}");
+        assert!(text.contains("inferq_worker_phase{phase=\"draining\",model=\"m\"} 1"), "{text}");
+        assert!(text.contains("inferq_worker_phase{phase=\"running\",model=\"m\"} 0"), "{text}");
         assert!(!text.contains("inferq_drain_seconds{model=\"m\"} 0\n"), "{text}");
     }
 }

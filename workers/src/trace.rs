@@ -18,11 +18,13 @@ pub struct Trace {
     traces: Traces,
     /// What the parts stand below.
     context: Context,
+    /// Whether the sampler has not left it out.
+    is_kept: bool,
     span: Mutex<Span>,
 }
 
 impl Trace {
-    /// None where traces are off, or the job is not to be traced.
+    /// None where traces are off.
     pub fn begin(traces: &Traces, received: &Received, model: &str) -> Option<Box<Self>> {
         if !traces.is_on() {
             return None;
@@ -42,15 +44,17 @@ impl Trace {
             ])
         })?;
         let own = Context::new().with_remote_span_context(span.span_context().clone());
-        let trace = Self { traces: traces.clone(), context: own, span: Mutex::new(span) };
-        // The wait came before the delivery: it stands beside it, below the span of the sender.
-        trace.tell_below(&sent, "queue", (received.published.into(), SystemTime::now()));
+        let is_kept = span.is_recording();
+        let trace = Self { traces: traces.clone(), context: own, is_kept, span: Mutex::new(span) };
+        // The wait came before the delivery: it stands beside it, below the span of the sender, where there is one.
+        let above = if sent.span().span_context().is_valid() { &sent } else { &trace.context };
+        trace.tell_below(above, "queue", (received.published.into(), SystemTime::now()));
         Some(Box::new(trace))
     }
 
     /// For those that link to it.
-    pub fn span_context(&self) -> SpanContext {
-        self.context.span().span_context().clone()
+    pub fn span_context(&self) -> Option<SpanContext> {
+        self.is_kept.then(|| self.context.span().span_context().clone())
     }
 
     /// Has a message carry it on.
@@ -81,9 +85,10 @@ impl Trace {
         span.set_attribute(KeyValue::new("inferq.attempt", i64::from(attempt)));
         match outcome {
             Outcome::Completed { usage, .. } => tell_usage(&mut span, usage),
-            Outcome::Retry { reason, .. } | Outcome::Exhausted { reason, .. } => {
+            // Without the reason, which may quote what an engine stumbled over.
+            Outcome::Retry { .. } | Outcome::Exhausted { .. } => {
                 span.set_attribute(KeyValue::new("error.type", outcome.label()));
-                span.set_status(Status::error(reason.clone()));
+                span.set_status(Status::error(outcome.label()));
             }
             // The job's own, not the worker's.
             _ => {}
@@ -92,9 +97,8 @@ impl Trace {
     }
 
     fn tell_below(&self, parent: &Context, name: &'static str, (begin, end): (SystemTime, SystemTime)) {
-        let make = || SpanBuilder::from_name(name).with_kind(SpanKind::Internal).with_start_time(begin);
-        if let Some(mut part) = self.traces.begin(parent, make) {
-            part.end_with_timestamp(end);
+        if self.is_kept {
+            self.traces.tell(parent, SpanBuilder::from_name(name), (begin, end));
         }
     }
 }

@@ -7,7 +7,7 @@ use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{ConsumerError, Stream};
 use futures::{StreamExt, TryStreamExt};
 use schemas::header;
-use schemas::subject::Token;
+use schemas::subject::{LIFTED, Token};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -90,8 +90,11 @@ async fn sample<I>(jobs: &Stream<I>, filter: &str, from: u64, to: u64) -> BTreeM
     found.filter_map(std::future::ready).collect().await
 }
 
-/// A lifted job is as old as it was before.
+/// A lifted job is as old as it was before. Of others the header is not believed: any producer may set it.
 fn published(job: &StreamMessage) -> OffsetDateTime {
+    if job.subject.split('.').nth(3) != Some(LIFTED) {
+        return job.time;
+    }
     let before =
         job.headers.get(header::PUBLISHED).and_then(|time| OffsetDateTime::parse(time.as_str(), &Rfc3339).ok());
     before.unwrap_or(job.time)

@@ -8,7 +8,7 @@ mod config;
 
 use std::time::{Duration, SystemTime};
 
-use opentelemetry::trace::{Link, Span as _, SpanBuilder, SpanKind, Tracer, TracerProvider};
+use opentelemetry::trace::{Span as _, SpanBuilder, SpanKind, Tracer, TracerProvider};
 use opentelemetry::{Context, Key, KeyValue};
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
 use opentelemetry_sdk::Resource;
@@ -26,11 +26,8 @@ const LINKS_MAX: u32 = 1024;
 const FLUSH: Duration = Duration::from_secs(3);
 
 #[derive(Debug, thiserror::Error)]
-#[error("--otlp-endpoint {endpoint}: {reason}")]
-pub struct EndpointError {
-    endpoint: String,
-    reason: String,
-}
+#[error("--otlp-endpoint: {0}")]
+pub struct EndpointError(String);
 
 /// Makes spans, or none where traces are off. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -50,13 +47,16 @@ impl TraceArgs {
         let Some(endpoint) = self.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty()) else {
             return Ok(Default::default());
         };
-        let refuse = |reason: String| EndpointError { endpoint: endpoint.to_owned(), reason };
+        // The value is not repeated: it may have a secret in it.
         if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
-            return Err(refuse("give the URL of a collector that speaks OTLP over HTTP".to_owned()));
+            return Err(EndpointError("give the URL of a collector that speaks OTLP over HTTP".to_owned()));
+        }
+        if endpoint.contains('@') {
+            return Err(EndpointError("put secrets into OTEL_EXPORTER_OTLP_HEADERS, not into the URL".to_owned()));
         }
         let url = format!("{}/v1/traces", endpoint.trim_end_matches('/'));
         let exporter = SpanExporter::builder().with_http().with_protocol(Protocol::HttpBinary).with_endpoint(url);
-        let exporter = exporter.build().map_err(|error| refuse(error.to_string()))?;
+        let exporter = exporter.build().map_err(|error| EndpointError(error.to_string()))?;
         let provider = SdkTracerProvider::builder()
             .with_batch_exporter(exporter)
             .with_resource(resource(service, version))
@@ -82,27 +82,17 @@ impl Traces {
         self.tracer.is_some()
     }
 
-    /// Begins a span below a parent, or at the head of a trace where the context has none. None where traces are off or
-    /// the sampler leaves it out.
+    /// Begins a span below a parent, or at the head of a trace where the context has none. None where traces are off. One
+    /// that the sampler leaves out records nothing, and its context says so to those that go on from it.
     pub fn begin(&self, parent: &Context, make: impl FnOnce() -> SpanBuilder) -> Option<Span> {
         let tracer = self.tracer.as_ref()?;
-        Some(tracer.build_with_context(make(), parent)).filter(|span| span.is_recording())
+        Some(tracer.build_with_context(make(), parent))
     }
 
-    /// A span with links to others, at the head of a trace of its own, that is over.
-    pub fn tell(
-        &self,
-        name: &'static str,
-        span: (SystemTime, SystemTime),
-        links: Vec<Link>,
-        attributes: Vec<KeyValue>,
-    ) {
-        let make = || {
-            let builder = SpanBuilder::from_name(name).with_kind(SpanKind::Internal);
-            builder.with_start_time(span.0).with_links(links).with_attributes(attributes)
-        };
-        if let Some(mut told) = self.begin(&Context::new(), make) {
-            told.end_with_timestamp(span.1);
+    /// A span that is over.
+    pub fn tell(&self, parent: &Context, span: SpanBuilder, (begun, ended): (SystemTime, SystemTime)) {
+        if let Some(mut told) = self.begin(parent, || span.with_kind(SpanKind::Internal).with_start_time(begun)) {
+            told.end_with_timestamp(ended);
         }
     }
 }

@@ -183,7 +183,9 @@ impl Delivery {
     ) -> Result<Done, EngineError> {
         let done = self.run_engine(sequences, alone).await?;
         self.station.metrics.prefill_seconds.observe(done.prefill.as_secs_f64());
-        self.station.metrics.decode_seconds.observe(done.decode.as_secs_f64());
+        if !done.decode.is_zero() {
+            self.station.metrics.decode_seconds.observe(done.decode.as_secs_f64());
+        }
         if let Some(trace) = &self.trace {
             trace.tell_engine(&done);
         }
@@ -231,7 +233,7 @@ impl Delivery {
     /// Hands the sequences to the engine, once the attempt is noted where it has to be.
     async fn run_engine(&self, sequences: Vec<Sequence>, alone: bool) -> Result<Done, EngineError> {
         let place = Place { lane: self.received.lane(), tenant: self.received.tokens().tenant.into() };
-        let trace = self.trace.as_ref().map(|trace| trace.span_context());
+        let trace = self.trace.as_ref().and_then(|trace| trace.span_context());
         let work = Work { sequences, place, followed: self.followed.clone(), trace };
         let (engine, ledger) = (&self.station.engine, &self.station.ledger);
         let current = self.attempts().current;

@@ -1,10 +1,10 @@
-//! Spans of what runs together: one for each stretch of steps over the same jobs, with a link to each of them. It stands in
-//! a trace of its own, since it belongs to no job more than to another.
+//! Spans of what runs together: one for each stretch of steps over the same jobs, with a link to each of them. It stands
+//! below the first of them, so that it is there whenever its jobs are.
 
 use std::time::SystemTime;
 
-use opentelemetry::KeyValue;
-use opentelemetry::trace::{Link, SpanContext};
+use opentelemetry::trace::{Link, SpanBuilder, SpanContext, TraceContextExt};
+use opentelemetry::{Context, KeyValue};
 use traces::Traces;
 
 #[derive(Debug)]
@@ -48,8 +48,10 @@ impl Batches {
     /// Nothing runs any more.
     pub fn close(&mut self) {
         let Some(Batch { jobs, began, ended, steps, sequences }) = self.open.take() else { return };
+        let first = Context::new().with_remote_span_context(jobs[0].clone());
         let links = jobs.into_iter().map(Link::with_context).collect();
         let attributes = vec![KeyValue::new("batch.steps", steps), KeyValue::new("batch.sequences", sequences)];
-        self.traces.tell("engine batch", (began, ended), links, attributes);
+        let span = SpanBuilder::from_name("engine batch").with_links(links).with_attributes(attributes);
+        self.traces.tell(&first, span, (began, ended));
     }
 }

@@ -9,7 +9,7 @@ use super::Kind;
 use super::queue::{Waiting, Workers};
 use crate::metrics::{Catalog, Row};
 
-/// Every metric with its labels and meaning: the table of the README, tested against it.
+/// Every metric with its labels and meaning: the table of OBSERVABILITY.md, tested against it.
 pub const TABLE: [Row; 14] = [
     ("inferq_logger_records_total", "kind", "lines written, by kind"),
     ("inferq_logger_bytes_total", "", "bytes of these lines"),
@@ -17,7 +17,11 @@ pub const TABLE: [Row; 14] = [
     ("inferq_logger_lag", "kind", "messages that waited in the stream after the last pull"),
     ("inferq_nats_connected", "", "1 while connected to NATS"),
     ("inferq_nats_connects_total", "", "connections made to NATS, the first included"),
-    ("inferq_logger_dead_letters_total", "model, class", "jobs that were given up, whoever gave them up"),
+    (
+        "inferq_logger_dead_letters_total",
+        "model, class",
+        "dead letters, whoever wrote them; after a crash one may count twice",
+    ),
     ("inferq_queue_jobs", "model, lane", "jobs that wait"),
     ("inferq_queue_in_flight", "model, lane", "jobs that workers hold, and those to be tried again"),
     ("inferq_queue_age_seconds", "model, lane", "age of the first of the jobs that wait"),
@@ -97,12 +101,18 @@ impl Metrics {
             let labels = [lane.model.as_str(), lane.lane.as_str()];
             self.queued.with_label_values(&labels).set(lane.queued as f64);
             self.in_flight.with_label_values(&labels).set(lane.in_flight as f64);
-            self.age.with_label_values(&labels).set(lane.age.as_secs_f64());
+            if let Some(age) = lane.age {
+                self.age.with_label_values(&labels).set(age.as_secs_f64());
+            }
             if let Some(seconds) = lane.worker_seconds {
                 self.backlog.with_label_values(&labels).set(seconds);
             }
         }
         for Workers { model, count, empty_seconds } in workers {
+            // So that the first dead letters are seen as an increase.
+            for class in DeadClass::ALL {
+                self.dead_letters.with_label_values(&[model.as_str(), class.as_str()]);
+            }
             self.workers.with_label_values(&[model]).set(*count as f64);
             if let Some(seconds) = empty_seconds {
                 self.empty.with_label_values(&[model]).set(*seconds);

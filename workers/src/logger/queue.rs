@@ -26,8 +26,8 @@ pub struct Waiting {
     pub lane: String,
     pub queued: u64,
     pub in_flight: usize,
-    /// Age of the first of the waiting jobs, 0 where none waits.
-    pub age: Duration,
+    /// Age of the first of the waiting jobs, 0 where none waits. None where it could not be looked at.
+    pub age: Option<Duration>,
     /// What the waiting jobs would take one worker. None until a worker has told its pace.
     pub worker_seconds: Option<f64>,
 }
@@ -88,7 +88,11 @@ fn waiting(lanes: &[Lane], rates: &HashMap<String, Rate>) -> Vec<Waiting> {
         lane: lane.lane.clone(),
         queued: lane.queued,
         in_flight: lane.in_flight,
-        age: lane.oldest.and_then(|oldest| (now - oldest).try_into().ok()).unwrap_or_default(),
+        age: match lane.queued {
+            0 => Some(Duration::ZERO),
+            // The server's clock may be ahead of ours.
+            _ => lane.oldest.map(|oldest| (now - oldest).try_into().unwrap_or_default()),
+        },
         worker_seconds: rates.get(&lane.model).and_then(|rate| rate.worker_seconds(lane.queued, &lane.costs)),
     };
     lanes.iter().map(waiting).collect()

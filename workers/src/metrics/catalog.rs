@@ -3,7 +3,7 @@
 use prometheus::core::Collector;
 use prometheus::{Encoder, HistogramOpts, Opts, Registry, TextEncoder};
 
-/// Name, labels separated by commas, and meaning, as the README has them.
+/// Name, labels separated by commas, and meaning, as OBSERVABILITY.md has them.
 pub type Row = (&'static str, &'static str, &'static str);
 
 /// From half a millisecond to about nine minutes.
