@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use async_nats::Client;
 use async_nats::jetstream::Context;
-use backlog::{Lane, Rate, ask, lanes, paces};
+use backlog::{Lane, Rate, ask, lanes, model_seconds, paces};
 use schemas::pace::Pace;
 use schemas::{WORKER_SERVICE, stream};
 use serde::Serialize;
@@ -59,10 +59,10 @@ pub async fn status(client: &Client, jetstream: &Context) -> anyhow::Result<Stat
         .map_err(|error| anyhow::anyhow!("stream {}: {error}; run `inferq setup`", stream::JOBS))?;
     let told = async { paces(client).await.map_err(anyhow::Error::from_boxed) };
     let (workers, paces) = tokio::try_join!(roll_call(client), told)?;
-    let lanes: Vec<_> = lanes(&jobs).await?.into_iter().map(|lane| lane_status(lane, &paces)).collect();
+    let lanes = lanes(&jobs).await?;
     Ok(Status {
         models: models(&lanes, &paces),
-        lanes,
+        lanes: lanes.into_iter().map(|lane| lane_status(lane, &paces)).collect(),
         workers,
         jobs: stream_status(jetstream, stream::JOBS).await,
         results: stream_status(jetstream, stream::RESULTS).await,
@@ -77,16 +77,12 @@ fn lane_status(lane: Lane, paces: &[Pace]) -> LaneStatus {
     LaneStatus { model, lane, queued, in_flight, redelivered, lag, backlog_seconds }
 }
 
-fn models(lanes: &[LaneStatus], paces: &[Pace]) -> BTreeMap<String, ModelStatus> {
+fn models(lanes: &[Lane], paces: &[Pace]) -> BTreeMap<String, ModelStatus> {
     let names: BTreeSet<&String> =
         lanes.iter().map(|lane| &lane.model).chain(paces.iter().map(|pace| &pace.model)).collect();
     let status = |name: &String| {
-        let of_model = lanes.iter().filter(|lane| lane.model == *name);
-        // One lane that is not known leaves the sum unknown.
-        ModelStatus {
-            rate: Rate::of_model(paces, name),
-            backlog_seconds: of_model.map(|lane| lane.backlog_seconds).sum(),
-        }
+        let rate = Rate::of_model(paces, name);
+        ModelStatus { backlog_seconds: model_seconds(lanes, name, &rate), rate }
     };
     names.into_iter().map(|name| (name.clone(), status(name))).collect()
 }

@@ -248,6 +248,11 @@ pub fn lane_filter(model: &Token, lane: Lane) -> String {
 /// The lane of jobs that a worker has lifted over those of a tenant with many.
 pub const LIFTED: &str = "lifted";
 
+/// Whether a job's subject is of that lane.
+pub fn is_lifted(job_subject: &str) -> bool {
+    job_subject.split('.').nth(3) == Some(LIFTED)
+}
+
 /// What the consumer of a model's lifted jobs reads.
 pub fn lifted_filter(model: &Token) -> String {
     format!("inferq.jobs.{model}.{LIFTED}.*.*")

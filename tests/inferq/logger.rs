@@ -25,6 +25,13 @@ impl Logger {
         Self::spawn(deployment, command().arg("--out").arg(folder).args(arguments))
     }
 
+    /// One that writes nowhere, and the address of its metrics.
+    fn with_metrics(deployment: &Deployment) -> (Self, String) {
+        let address = free_address();
+        let logger = Self::spawn(deployment, command().args(["--admin", &address]).stdout(Stdio::null()));
+        (logger, address)
+    }
+
     fn spawn(deployment: &Deployment, command: &mut Command) -> Self {
         Self(command.args(["--server", &deployment.server.url, "--log", "warn"]).spawn().unwrap())
     }
@@ -306,9 +313,7 @@ async fn what_cannot_be_written_is_not_acknowledged() {
 #[tokio::test]
 async fn the_loggers_admin_port_tells_what_was_written() {
     let (deployment, _worker) = Deployment::with_worker(&echo_registry(0, "")).await;
-    let address = free_address();
-    let mut logger = command();
-    let _logger = Logger::spawn(&deployment, logger.args(["--admin", &address]).stdout(Stdio::null()));
+    let (_logger, address) = Logger::with_metrics(&deployment);
     answer_many(&deployment, 1).await;
     let shown = eventually("the lines are counted", async || {
         metrics(&address).await.filter(|text| text.contains("inferq_logger_records_total{kind=\"log\"} 3"))
@@ -361,9 +366,7 @@ fn value(metrics: &str, series: &str) -> Option<f64> {
 #[tokio::test]
 async fn a_queue_is_told_of_while_it_is_worked_on_and_when_nobody_does() {
     let deployment = Deployment::new(&echo_registry(50, "in_flight = 4\nbatch = 1")).await;
-    let address = free_address();
-    let mut logger = command();
-    let _logger = Logger::spawn(&deployment, logger.args(["--admin", &address]).stdout(Stdio::null()));
+    let (_logger, address) = Logger::with_metrics(&deployment);
     let publish = async |count| {
         for _ in 0..count {
             // What a producer says of its age is not believed.
@@ -400,9 +403,7 @@ async fn a_queue_is_told_of_while_it_is_worked_on_and_when_nobody_does() {
 #[tokio::test]
 async fn dead_letters_are_counted_by_model_and_class() {
     let (deployment, _worker) = Deployment::with_worker(&echo_registry(0, "")).await;
-    let address = free_address();
-    let mut logger = command();
-    let _logger = Logger::spawn(&deployment, logger.args(["--admin", &address]).stdout(Stdio::null()));
+    let (_logger, address) = Logger::with_metrics(&deployment);
     deployment.publish_raw(b"no job", &[]).await;
     let series = r#"inferq_logger_dead_letters_total{class="invalid",model="echo"}"#;
     // It stands at 0 before, where the queue has been looked at.

@@ -175,7 +175,7 @@ impl Turn<'_> {
         self.share(outputs);
     }
 
-    /// Whoever begins to wait before the turn is dropped finds them too.
+    /// Nobody else runs between this and the drop that follows, so all that wait have their channel by now.
     fn share(self, outputs: &[Output]) {
         let waiting = self.cache.doing.lock().expect("no panic while held").get(&self.key).cloned().flatten();
         if let Some(waiting) = waiting {

@@ -63,9 +63,9 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
     let (client, connects) = (connection.client.clone(), connection.connects.clone());
     let loaded_engine = Arc::new(std::sync::OnceLock::<thread::EngineHandle>::new());
     let shown_engine = Arc::clone(&loaded_engine);
-    let now = watched.clone();
+    let shown_phase = watched.clone();
     let readings = move || Readings {
-        phase: *now.borrow(),
+        phase: *shown_phase.borrow(),
         engine_steps: shown_engine.get().map_or(0, thread::EngineHandle::steps),
         engine_sequences: shown_engine.get().map_or(0, thread::EngineHandle::sequences),
         nats_connected: client.connection_state() == async_nats::connection::State::Connected,

@@ -4,7 +4,7 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::Message;
 use schemas::codec::{Encoding, UnknownContentType};
 use schemas::header;
-use schemas::subject::{Address, LIFTED, Lane, ReplyTokens};
+use schemas::subject::{self, Address, LIFTED, Lane, ReplyTokens};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -60,7 +60,7 @@ impl Received {
     }
 
     pub fn is_lifted(&self) -> bool {
-        self.message.subject.split('.').nth(3) == Some(LIFTED)
+        subject::is_lifted(&self.message.subject)
     }
 
     /// The lane, of a lifted job the one it came from.

@@ -7,11 +7,11 @@ use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{ConsumerError, Stream};
 use futures::{StreamExt, TryStreamExt};
 use schemas::header;
-use schemas::subject::{LIFTED, Token};
+use schemas::subject::{Token, is_lifted};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::rate::places;
+use crate::rate::{Rate, places};
 
 /// Jobs of a lane that are looked at, and how many at a time.
 const SAMPLE: u64 = 32;
@@ -73,6 +73,11 @@ async fn lane(jobs: &Stream, info: &consumer::Info) -> Option<Lane> {
     })
 }
 
+/// What waits in all lanes of a model, in seconds of those who work on it. One lane that is not known leaves the sum so.
+pub fn model_seconds(lanes: &[Lane], model: &str, rate: &Rate) -> Option<f64> {
+    lanes.iter().filter(|lane| lane.model == model).map(|lane| rate.seconds(lane.queued, &lane.costs)).sum()
+}
+
 /// What producers say that jobs cost, of an even sample of those between two sequences.
 pub async fn costs<I>(jobs: &Stream<I>, filter: &str, from: u64, to: u64) -> Vec<Option<f64>> {
     sample(jobs, filter, from, to).await.into_values().map(|seen| seen.cost).collect()
@@ -92,7 +97,7 @@ async fn sample<I>(jobs: &Stream<I>, filter: &str, from: u64, to: u64) -> BTreeM
 
 /// A lifted job is as old as it was before. Of others the header is not believed: any producer may set it.
 fn published(job: &StreamMessage) -> OffsetDateTime {
-    if job.subject.split('.').nth(3) != Some(LIFTED) {
+    if !is_lifted(&job.subject) {
         return job.time;
     }
     let before =

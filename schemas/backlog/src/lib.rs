@@ -5,6 +5,6 @@ mod lanes;
 mod paces;
 mod rate;
 
-pub use lanes::{Lane, costs, lanes};
+pub use lanes::{Lane, costs, lanes, model_seconds};
 pub use paces::{ask, paces};
 pub use rate::{Rate, position};

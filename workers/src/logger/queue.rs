@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_nats::Client;
 use async_nats::jetstream::Context;
-use backlog::{Lane, Rate, lanes, paces};
+use backlog::{Lane, Rate, lanes, model_seconds, paces};
 use connect::Connection;
 use schemas::pace::Pace;
 use schemas::stream;
@@ -104,12 +104,10 @@ fn workers(lanes: &[Lane], paces: &[Pace]) -> Vec<Workers> {
     models.dedup();
     let of = |model: &String| {
         let rate = Rate::of_model(paces, model);
-        let lanes = lanes.iter().filter(|lane| lane.model == *model);
         Workers {
             model: model.clone(),
             count: paces.iter().filter(|pace| pace.model == *model).count(),
-            // One lane that is not known leaves the sum unknown.
-            empty_seconds: lanes.map(|lane| rate.seconds(lane.queued, &lane.costs)).sum(),
+            empty_seconds: model_seconds(lanes, model, &rate),
         }
     };
     models.into_iter().map(of).collect()

@@ -187,11 +187,8 @@ impl Shape {
         let query = query.reshape((self.key_heads, group * count, self.head_size))?;
         let mut scores = (query.matmul(&keys.transpose(1, 2)?)? * (1.0 / (self.head_size as f64).sqrt()))?;
         if count > 1 {
-            let rows = scores.reshape((self.key_heads, group, count, length))?.broadcast_add(&mask(
-                start,
-                count,
-                scores.device(),
-            )?)?;
+            let mask = mask(start, count, scores.device())?;
+            let rows = scores.reshape((self.key_heads, group, count, length))?.broadcast_add(&mask)?;
             scores = rows.reshape((self.key_heads, group * count, length))?;
         }
         let mixed = softmax_last_dim(&scores)?.matmul(&values.contiguous()?)?;
