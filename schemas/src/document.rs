@@ -12,6 +12,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Value, json};
 
 use crate::chunk::Chunk;
+use crate::classify::{ClassifyRequest, ClassifyResponse};
 use crate::completions::{
     ChatCompletionRequest, ChatCompletionResponse, CompletionRequest, CompletionResponse, Sampling,
 };
@@ -19,6 +20,7 @@ use crate::embeddings::{EmbeddingRequest, EmbeddingResponse};
 use crate::job::{Endpoint, Job};
 use crate::log::LogMessage;
 use crate::provenance::Provenance;
+use crate::rerank::{RerankRequest, RerankResponse};
 use crate::result::{ErrorBody, JobResult};
 
 /// The documents' names start with this. The domain is reserved (RFC 2606): it names and leads nowhere, and makes
@@ -32,6 +34,8 @@ pub fn documents() -> Vec<(&'static str, Value)> {
         ("chat.request.json", read::<ChatBody>("chat.request.json")),
         ("chat.response.json", written::<ChatCompletionResponse>("chat.response.json")),
         ("chunk.json", written::<Chunk>("chunk.json")),
+        ("classify.request.json", read::<ClassifyRequest>("classify.request.json")),
+        ("classify.response.json", written::<ClassifyResponse>("classify.response.json")),
         ("completions.request.json", read::<CompletionBody>("completions.request.json")),
         ("completions.response.json", written::<CompletionResponse>("completions.response.json")),
         ("embeddings.request.json", read::<EmbeddingRequest>("embeddings.request.json")),
@@ -40,6 +44,8 @@ pub fn documents() -> Vec<(&'static str, Value)> {
         ("job.json", job()),
         ("log.json", log()),
         ("provenance.json", written::<Provenance>("provenance.json")),
+        ("rerank.request.json", read::<RerankRequest>("rerank.request.json")),
+        ("rerank.response.json", written::<RerankResponse>("rerank.response.json")),
         ("result.json", written::<JobResult<AnswerBody>>("result.json")),
     ]
 }
@@ -55,6 +61,8 @@ pub fn file_text(document: &Value) -> String {
 fn bodies(endpoint: Endpoint) -> (&'static str, &'static str) {
     match endpoint {
         Endpoint::Embeddings => ("embeddings.request.json", "embeddings.response.json"),
+        Endpoint::Rerank => ("rerank.request.json", "rerank.response.json"),
+        Endpoint::Classify => ("classify.request.json", "classify.response.json"),
         Endpoint::ChatCompletions => ("chat.request.json", "chat.response.json"),
         Endpoint::Completions => ("completions.request.json", "completions.response.json"),
     }

@@ -22,6 +22,10 @@ pub struct EmbeddingRequest {
     /// -1 is the model's limit.
     #[serde(default)]
     pub truncate_prompt_tokens: Option<i64>,
+    /// What is put before each text, by the name it has in the model (an extension of Text Embeddings Inference), such as
+    /// `query`. Without it, what the model names as its default.
+    #[serde(default)]
+    pub prompt_name: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// `input` and `prompt`: a string, strings, token ids, or several lists of token ids.
 #[derive(Clone, Debug, Serialize, JsonSchema, PartialEq)]
@@ -55,6 +55,43 @@ impl<'de> Deserialize<'de> for TextOrTokens {
             },
             other => Err(D::Error::custom(format!("{} is not {wanted}", shorten(&other)))),
         }
+    }
+}
+
+/// `documents`: strings, or objects with a `text`.
+#[derive(Clone, Debug, Serialize, PartialEq)]
+#[serde(transparent)]
+pub struct Documents(pub Vec<String>);
+
+impl<'de> Deserialize<'de> for Documents {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let wanted = "a string or an object with a text";
+        let read = |(index, item): (usize, Value)| match item {
+            Value::String(text) => Ok(text),
+            Value::Object(mut fields) => match fields.remove("text") {
+                Some(Value::String(text)) => Ok(text),
+                _ => Err(format!("[{index}]: has no string `text`; a document is {wanted}")),
+            },
+            other => Err(format!("[{index}]: {} is not {wanted}", shorten(&other))),
+        };
+        let documents = match Value::deserialize(deserializer)? {
+            Value::Array(items) if items.is_empty() => Err("is an empty array; give at least one document".to_owned()),
+            Value::Array(items) => items.into_iter().enumerate().map(read).collect::<Result<_, _>>(),
+            other => Err(format!("{} is not an array of documents", shorten(&other))),
+        };
+        documents.map(Self).map_err(D::Error::custom)
+    }
+}
+
+impl JsonSchema for Documents {
+    fn schema_name() -> Cow<'static, str> {
+        "Documents".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let text = json!({"type": "string", "minLength": 1});
+        let object = json!({"type": "object", "properties": {"text": text}, "required": ["text"]});
+        json_schema!({"type": "array", "items": {"anyOf": [text, object]}, "minItems": 1})
     }
 }
 
@@ -140,8 +177,6 @@ fn shorten(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn read(value: Value) -> Result<TextOrTokens, String> {
@@ -164,6 +199,16 @@ mod tests {
         assert!(read(json!([[1], [1, "x"]])).unwrap_err().starts_with("[1][1]: \"x\" is not"));
         assert!(read(json!([])).unwrap_err().contains("empty array"));
         assert!(read(json!({"long": "x".repeat(100)})).unwrap_err().contains('…'));
+    }
+
+    #[test]
+    fn documents_are_texts_or_objects_with_one() {
+        let read = |value| serde_json::from_value::<Documents>(value).map_err(|error| error.to_string());
+        assert_eq!(read(json!(["a", {"text": "b", "title": 1}])), Ok(Documents(vec!["a".into(), "b".into()])));
+        assert!(read(json!(["a", {"title": "b"}])).unwrap_err().starts_with("[1]: has no string `text`"));
+        assert!(read(json!([7])).unwrap_err().starts_with("[0]: 7 is not a string or an object"));
+        assert!(read(json!([])).unwrap_err().starts_with("is an empty array"));
+        assert!(read(json!("a")).unwrap_err().starts_with("\"a\" is not an array"));
     }
 
     #[test]

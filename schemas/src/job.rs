@@ -14,7 +14,7 @@ pub struct Job {
     pub custom_id: Option<String>,
     #[serde(default)]
     pub method: Method,
-    /// The endpoint: `/v1/embeddings`, `/v1/chat/completions` or `/v1/completions`.
+    /// The endpoint: `/v1/embeddings`, `/v1/rerank`, `/v1/classify`, `/v1/chat/completions` or `/v1/completions`.
     pub url: String,
     /// The request of that endpoint.
     pub body: Value,
@@ -48,16 +48,21 @@ impl Job {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     Embeddings,
+    Rerank,
+    Classify,
     ChatCompletions,
     Completions,
 }
 
 impl Endpoint {
-    pub const ALL: [Self; 3] = [Self::Embeddings, Self::ChatCompletions, Self::Completions];
+    pub const ALL: [Self; 5] =
+        [Self::Embeddings, Self::Rerank, Self::Classify, Self::ChatCompletions, Self::Completions];
 
     pub fn url(self) -> &'static str {
         match self {
             Self::Embeddings => "/v1/embeddings",
+            Self::Rerank => "/v1/rerank",
+            Self::Classify => "/v1/classify",
             Self::ChatCompletions => "/v1/chat/completions",
             Self::Completions => "/v1/completions",
         }

@@ -6,6 +6,7 @@
 pub const WORKER_SERVICE: &str = "inferq-worker";
 
 pub mod chunk;
+pub mod classify;
 pub mod codec;
 pub mod completions;
 pub mod document;
@@ -18,6 +19,7 @@ mod number;
 pub mod pace;
 pub mod provenance;
 pub mod registry;
+pub mod rerank;
 pub mod result;
 pub mod stream;
 pub mod subject;

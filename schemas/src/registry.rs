@@ -1,7 +1,7 @@
 //! The model registry: one TOML file that lists what a deployment serves. `inferq setup` makes streams and consumers
 //! from it, a worker loads its model from it.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -74,6 +74,12 @@ pub struct Model {
     pub sha256: Option<String>,
     #[serde(default)]
     pub dtype: Dtype,
+    /// What is put before texts to embed, by the name a job asks for it with; beside those of the model's own files.
+    #[serde(default)]
+    pub prompts: BTreeMap<String, String>,
+    /// The one of them for jobs that name none.
+    #[serde(default)]
+    pub default_prompt_name: Option<String>,
     /// In order of precedence.
     #[serde(default = "all_lanes")]
     pub lanes: Vec<Lane>,
@@ -92,8 +98,12 @@ pub struct Model {
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum Task {
-    /// Text to vectors: BERT family.
+    /// Text to vectors.
     Embed,
+    /// Text to classes.
+    Classify,
+    /// A query and a document to how well they match: cross-encoders.
+    Rerank,
     /// Text to text: decoder-only transformers.
     Generate,
     /// No model: answers every endpoint from its input. For tests and to load the queue.
@@ -107,6 +117,8 @@ pub enum Dtype {
     /// Exact. Quantized files are dequantized when they are loaded.
     #[default]
     F32,
+    /// Weights in int8, and inputs of each layer made so as they come. For encoders on processors: faster, and near.
+    Int8,
 }
 
 /// How much a worker takes on and how long it may take.
@@ -115,8 +127,12 @@ pub enum Dtype {
 pub struct Limits {
     /// Jobs of one lane that a worker holds at a time.
     pub in_flight: usize,
-    /// Sequences an engine computes in one step.
+    /// Sequences a decoder computes in one step.
     pub batch: usize,
+    /// Tokens an encoder computes in one step. A text that is longer runs alone.
+    pub batch_tokens: usize,
+    /// How long an engine that has nothing to do waits for more jobs after the first.
+    pub linger_milliseconds: u64,
     /// Tokens of one input; unset is the model's own limit.
     pub prompt_tokens: Option<usize>,
     /// Tokens generated for one prompt.
@@ -140,6 +156,8 @@ impl Default for Limits {
         Self {
             in_flight: 64,
             batch: 32,
+            batch_tokens: 4096,
+            linger_milliseconds: 0,
             prompt_tokens: None,
             completion_tokens: 4096,
             inputs: 2048,
@@ -320,6 +338,13 @@ impl Model {
         {
             return Err(self.invalid("path", format!("{path:?} leaves its source; it must be relative, without `..`")));
         }
+        let has_prompts = !self.prompts.is_empty() || self.default_prompt_name.is_some();
+        if has_prompts && !matches!(self.task, Task::Embed | Task::Echo) {
+            return Err(self.invalid("prompts", "are for the task \"embed\" alone".into()));
+        }
+        if self.dtype == Dtype::Int8 && matches!(self.task, Task::Generate | Task::Echo) {
+            return Err(self.invalid("dtype", "\"int8\" is for encoders: the tasks embed, classify and rerank".into()));
+        }
         self.check_limits()
     }
 
@@ -337,6 +362,7 @@ impl Model {
             ("limits.body_bytes", limits.body_bytes as u64),
             ("limits.step_seconds", limits.step_seconds),
             ("limits.batch", limits.batch as u64),
+            ("limits.batch_tokens", limits.batch_tokens as u64),
             ("limits.completion_tokens", limits.completion_tokens as u64),
             ("limits.inputs", limits.inputs as u64),
             ("limits.attempts", limits.attempts.into()),

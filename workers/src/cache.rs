@@ -89,8 +89,10 @@ impl Cache {
             let (width, bytes) = compact(&sequence.tokens);
             hash.update([width]);
             hash.update(bytes);
+            hash.update((sequence.pair_at.unwrap_or(0) as u64).to_le_bytes());
             match &sequence.goal {
                 Goal::Embed => hash.update([1]),
+                Goal::Score => hash.update([3]),
                 Goal::Generate(params) => {
                     hash.update([2]);
                     hash.update(params.temperature.to_le_bytes());

@@ -84,7 +84,8 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
         None => weights(&model, &cli.files, false).await?,
     };
     let loaded = load(&model, files, &metrics).await?;
-    let engine = thread::spawn(loaded.engine, model.weights, traces.clone());
+    let linger = thread::Linger::from(&model.limits);
+    let engine = thread::spawn(loaded.engine, model.weights, linger, traces.clone());
     let _ = loaded_engine.set(engine.clone());
     let origin = Origin::new(&worker_name, &model, loaded.digest.as_deref());
     let parts = Parts {

@@ -10,9 +10,10 @@ use schemas::log::Usage;
 use schemas::registry::Model;
 use serde_json::{Value, json};
 
-use super::{Answer, Body, Part, Plan, Reject, Stamp, check_inputs, misshapen, prompt_param, tokens_of, too_long};
+use super::inputs::{check_inputs, prompt_param, tokens_of, too_long};
+use super::{Answer, Body, Part, Plan, Reject, Stamp, misshapen};
 use crate::engine::text::Text;
-use crate::engine::{FinishReason, Goal, Output, SamplingParams, Sequence};
+use crate::engine::{FinishReason, Goal, OTHER_OUTPUT, Output, SamplingParams, Sequence};
 
 /// OpenAI's default for `/v1/completions`; chat goes on to the model's limit.
 const COMPLETION_TOKENS_DEFAULT: u64 = 16;
@@ -259,7 +260,7 @@ fn seed_of(job_id: &str) -> u64 {
 fn completion(output: Output) -> (String, String) {
     match output {
         Output::Completion { text, finish_reason, .. } => (text, name_of(finish_reason)),
-        Output::Embedding(_) => unreachable!("an engine answers each goal with its own output"),
+        Output::Embedding(_) | Output::Scores(_) => unreachable!("{OTHER_OUTPUT}"),
     }
 }
 
@@ -273,7 +274,7 @@ fn name_of(reason: FinishReason) -> String {
 fn usage(outputs: &[Output], stamp: Stamp<'_>) -> Usage {
     let tokens = |output: &Output| match output {
         Output::Completion { completion_tokens, .. } => *completion_tokens as u64,
-        Output::Embedding(_) => 0,
+        Output::Embedding(_) | Output::Scores(_) => 0,
     };
     let completion_tokens: u64 = outputs.iter().map(tokens).sum();
     Usage {

@@ -4,14 +4,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use schemas::codec::decode_body;
 use schemas::embeddings::{Embedding, EmbeddingRequest, EmbeddingResponse, EncodingFormat, Vector};
-use schemas::input::Prompt;
 use schemas::log::Usage;
 use schemas::registry::Model;
 use serde_json::Value;
 
-use super::{Answer, Body, Plan, Reject, Stamp, check_inputs, misshapen, prompt_param, tokens_of, too_long};
+use super::inputs::{Length, tokens_of_all};
+use super::{Answer, Body, Plan, Reject, Stamp, misshapen};
 use crate::engine::text::Text;
-use crate::engine::{Goal, Output, Sequence};
+use crate::engine::{Goal, OTHER_OUTPUT, Output, Sequence};
 
 /// How the vectors are given.
 #[derive(Clone, Copy, Debug)]
@@ -23,26 +23,21 @@ pub struct Shape {
 pub fn prepare(body: &Value, model: &Model, text: &Text) -> Result<Plan, Reject> {
     let request: EmbeddingRequest = decode_body(body).map_err(misshapen)?;
     let dimensions = check_dimensions(request.dimensions, text)?;
-    let prompts = request.input.prompts();
-    check_inputs(prompts.len(), "body.input", &model.limits)?;
-    let truncate = truncation(request.truncate_prompt_tokens, text)?;
-    let mut sequences = Vec::with_capacity(prompts.len());
-    for (index, prompt) in prompts.into_iter().enumerate() {
-        let param = prompt_param("input", request.input.is_list(), index);
-        sequences.push(sequence(prompt, &param, truncate, text)?);
-    }
+    let length = Length::new(request.truncate_prompt_tokens, text)?;
+    let prompt = prompt(&request, text)?;
+    let tokens = tokens_of_all(&request.input, prompt, length, &model.limits, text)?;
+    let sequences = tokens.into_iter().map(|tokens| Sequence::new(tokens, Goal::Embed)).collect();
     let shape = Shape { format: request.encoding_format.unwrap_or_default(), dimensions };
-    Ok(Plan { sequences, answer: Answer::Embeddings(shape), seed: None, is_repeatable: true, streams: false })
+    Ok((sequences, Answer::Embeddings(shape)).into())
 }
 
 pub fn body(shape: Shape, outputs: Vec<Output>, stamp: Stamp<'_>) -> (Body, Usage) {
-    let usage =
-        Usage { prompt_tokens: stamp.prompt_tokens, completion_tokens: None, total_tokens: stamp.prompt_tokens };
+    let usage = stamp.usage();
     let embed = |(index, output)| match output {
         Output::Embedding(values) => {
             Embedding { object: "embedding".to_owned(), index, embedding: shape.vector(values) }
         }
-        Output::Completion { .. } => unreachable!("an engine answers each goal with its own output"),
+        Output::Completion { .. } | Output::Scores(_) => unreachable!("{OTHER_OUTPUT}"),
     };
     let response = EmbeddingResponse {
         object: "list".to_owned(),
@@ -71,18 +66,11 @@ impl Shape {
     }
 }
 
-fn sequence(prompt: Prompt<'_>, param: &str, truncate: Option<usize>, text: &Text) -> Result<Sequence, Reject> {
-    let mut tokens = tokens_of(prompt, param, text, |content| text.encode(content))?;
-    let max = text.prompt_tokens_max();
-    match truncate {
-        Some(limit) => text.truncate(&mut tokens, limit),
-        None if tokens.len() > max => {
-            let advice = "Shorten it, or set truncate_prompt_tokens to -1 to have it cut.";
-            return Err(too_long(param, tokens.len(), max, advice));
-        }
-        None => {}
-    }
-    Ok(Sequence::new(tokens, Goal::Embed))
+/// What is put before each text. Tokens are taken as they are.
+fn prompt<'a>(request: &EmbeddingRequest, text: &'a Text) -> Result<&'a str, Reject> {
+    let asked = request.prompt_name.as_deref();
+    let prompt = text.prompts().get(asked);
+    prompt.map_err(|known| Reject::value("body.prompt_name", format!("{:?}: {known}", asked.unwrap_or_default())))
 }
 
 fn check_dimensions(asked: Option<usize>, text: &Text) -> Result<Option<usize>, Reject> {
@@ -93,17 +81,5 @@ fn check_dimensions(asked: Option<usize>, text: &Text) -> Result<Option<usize>, 
         _ if asked > own => Err(Reject::value("body.dimensions", format!("{asked} is more than the model's {own}"))),
         _ if text.can_shorten() => Ok(Some(asked)),
         _ => Err(Reject::value("body.dimensions", format!("{asked}: this model cannot shorten its vectors of {own}"))),
-    }
-}
-
-fn truncation(asked: Option<i64>, text: &Text) -> Result<Option<usize>, Reject> {
-    let max = text.prompt_tokens_max();
-    match asked {
-        None => Ok(None),
-        Some(-1) => Ok(Some(max)),
-        Some(limit) => match usize::try_from(limit) {
-            Ok(limit) if (1..=max).contains(&limit) => Ok(Some(limit)),
-            _ => Err(Reject::value("body.truncate_prompt_tokens", format!("{limit} is not -1 or 1 to {max}"))),
-        },
     }
 }

@@ -2,22 +2,26 @@
 //!
 //! Pure code: no NATS, no engine thread. A mistake of the producer is a [`Reject`] with OpenAI's error object.
 
+mod classify;
 mod completions;
 mod embeddings;
+mod inputs;
+mod rerank;
 
 use schemas::chunk::Chunk;
+use schemas::classify::ClassifyResponse;
 use schemas::codec::DecodeError;
 use schemas::completions::{ChatCompletionResponse, CompletionResponse};
 use schemas::embeddings::EmbeddingResponse;
-use schemas::input::Prompt;
 use schemas::job::{Endpoint, Job};
 use schemas::log::Usage;
-use schemas::registry::{Limits, Model, Task};
+use schemas::registry::{Model, Task};
+use schemas::rerank::RerankResponse;
 use schemas::result::{ErrorBody, ErrorObject};
 use serde::Serialize;
 
 use crate::engine::text::Text;
-use crate::engine::{FinishReason, Output, Sequence};
+use crate::engine::{Classes, FinishReason, Output, Sequence};
 
 /// The producer's mistake: an HTTP status below 500 and what to tell it.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +47,8 @@ pub struct Plan {
 #[derive(Debug)]
 pub enum Answer {
     Embeddings(embeddings::Shape),
+    Rerank(rerank::Ranking),
+    Classify(Classes),
     Chat,
     Completions,
 }
@@ -52,6 +58,8 @@ pub enum Answer {
 #[serde(untagged)]
 pub enum Body {
     Embeddings(EmbeddingResponse),
+    Rerank(RerankResponse),
+    Classify(ClassifyResponse),
     Chat(ChatCompletionResponse),
     Completions(CompletionResponse),
     Error(ErrorBody),
@@ -71,6 +79,20 @@ pub struct Stamp<'a> {
 impl From<ErrorObject> for Reject {
     fn from(error: ErrorObject) -> Self {
         Self { status: 400, error }
+    }
+}
+
+/// A plan of one computation for each input that always has the same answer.
+impl From<(Vec<Sequence>, Answer)> for Plan {
+    fn from((sequences, answer): (Vec<Sequence>, Answer)) -> Self {
+        Self { sequences, answer, seed: None, is_repeatable: true, streams: false }
+    }
+}
+
+impl Stamp<'_> {
+    /// Of answers that generate nothing.
+    fn usage(&self) -> Usage {
+        Usage { prompt_tokens: self.prompt_tokens, completion_tokens: None, total_tokens: self.prompt_tokens }
     }
 }
 
@@ -104,6 +126,8 @@ pub fn prepare(job: &Job, job_id: &str, model: &Model, text: &Text) -> Result<Pl
     }
     match endpoint {
         Endpoint::Embeddings => embeddings::prepare(&job.body, model, text),
+        Endpoint::Rerank => rerank::prepare(&job.body, model, text),
+        Endpoint::Classify => classify::prepare(&job.body, model, text),
         Endpoint::ChatCompletions => completions::prepare_chat(&job.body, job_id, model, text),
         Endpoint::Completions => completions::prepare(&job.body, job_id, model, text),
     }
@@ -114,6 +138,8 @@ impl Answer {
     pub fn body(&self, outputs: Vec<Output>, stamp: Stamp<'_>) -> (Body, Usage) {
         match self {
             Self::Embeddings(shape) => embeddings::body(*shape, outputs, stamp),
+            Self::Rerank(ranking) => rerank::body(ranking, outputs, stamp),
+            Self::Classify(classes) => classify::body(classes, outputs, stamp),
             Self::Chat => completions::chat_body(outputs, stamp),
             Self::Completions => completions::body(outputs, stamp),
         }
@@ -130,10 +156,10 @@ pub struct Part<'a> {
 }
 
 impl Answer {
-    /// A chunk of a streamed answer. Embeddings have none.
+    /// A chunk of a streamed answer. Vectors and scores have none.
     pub fn chunk(&self, part: Part<'_>, stamp: Stamp<'_>) -> Option<Chunk> {
         match self {
-            Self::Embeddings(_) => None,
+            Self::Embeddings(_) | Self::Rerank(_) | Self::Classify(_) => None,
             Self::Chat => Some(completions::chat_chunk(part, stamp)),
             Self::Completions => Some(completions::chunk(part, stamp)),
         }
@@ -144,6 +170,8 @@ impl Answer {
 pub fn endpoints(task: Task) -> &'static [Endpoint] {
     match task {
         Task::Embed => &[Endpoint::Embeddings],
+        Task::Rerank => &[Endpoint::Rerank],
+        Task::Classify => &[Endpoint::Classify],
         Task::Generate => &[Endpoint::ChatCompletions, Endpoint::Completions],
         Task::Echo => &Endpoint::ALL,
     }
@@ -173,44 +201,4 @@ fn misshapen(error: DecodeError) -> Reject {
         Some((index, message)) if index.starts_with('[') => Reject::value(&format!("{param}{index}]"), message),
         _ => Reject::value(&param, error.message),
     }
-}
-
-/// The tokens of one prompt, within the model's limits. `param` is its place in the job.
-fn tokens_of(
-    prompt: Prompt<'_>,
-    param: &str,
-    text: &Text,
-    encode: impl Fn(&str) -> Result<Vec<u32>, crate::engine::TextError>,
-) -> Result<Vec<u32>, Reject> {
-    let empty =
-        || Reject::invalid("empty_input", param.to_owned(), format!("{param}: is empty; give at least one token"));
-    let tokens = match prompt {
-        Prompt::Text("") => return Err(empty()),
-        Prompt::Text(content) => encode(content).map_err(|error| Reject::value(param, error))?,
-        Prompt::Tokens(ids) => match ids.iter().position(|&id| id as usize >= text.vocab_size()) {
-            Some(index) => {
-                let message = format!("{} is no token of this model, which has {}", ids[index], text.vocab_size());
-                return Err(Reject::value(&format!("{param}[{index}]"), message));
-            }
-            None => ids.to_vec(),
-        },
-    };
-    if tokens.is_empty() { Err(empty()) } else { Ok(tokens) }
-}
-
-/// The place of the prompt with that index.
-fn prompt_param(field: &str, is_list: bool, index: usize) -> String {
-    if is_list { format!("body.{field}[{index}]") } else { format!("body.{field}") }
-}
-
-fn check_inputs(count: usize, field: &str, limits: &Limits) -> Result<(), Reject> {
-    if count <= limits.inputs {
-        return Ok(());
-    }
-    Err(Reject::value(field, format!("{count} inputs in one job; at most {} are allowed", limits.inputs)))
-}
-
-fn too_long(param: &str, tokens: usize, max: usize, advice: &str) -> Reject {
-    let message = format!("{param}: {tokens} tokens; the model takes at most {max}. {advice}");
-    Reject::invalid("context_length_exceeded", param.to_owned(), message)
 }

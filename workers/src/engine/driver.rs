@@ -19,7 +19,7 @@ use super::batches::Batches;
 use super::queue::Queue;
 use super::relay::{Answered, Ends};
 use super::thread::{Done, EngineError, Request, Steps};
-use super::{Engine, Output, SequenceId};
+use super::{Engine, Output, Sequence, SequenceId};
 
 /// A job that was handed over and is not answered.
 struct Job {
@@ -142,11 +142,12 @@ impl Driver {
             }
             return;
         }
-        while let room @ 1.. = self.engine.room()
-            && let Some((place, first)) = self.queue.front()
-        {
-            let (cost, done) = self.add(first, room);
+        while let Some((place, first)) = self.queue.front() {
+            let (cost, done) = self.add(first, |engine, sequence| engine.takes(sequence));
             self.queue.charge(&place, cost, done);
+            if !done {
+                return;
+            }
         }
     }
 
@@ -159,23 +160,26 @@ impl Driver {
             self.jobs.remove(&first);
             return;
         }
-        self.add(first, usize::MAX);
+        self.add(first, |_, _| true);
     }
 
-    /// Puts up to `room` of a job's sequences into the engine: what they cost, and whether they were the last.
-    fn add(&mut self, first: u64, room: usize) -> (u64, bool) {
+    /// Puts as many of a job's sequences into the engine as it takes: what they cost, and whether they were the last.
+    fn add(&mut self, first: u64, takes: impl Fn(&dyn Engine, &Sequence) -> bool) -> (u64, bool) {
         let Some(job) = self.jobs.get_mut(&first) else { return (0, true) };
-        if job.started.is_none() {
-            job.started = Some(Instant::now());
-            job.request.followed.send_modify(|followed| followed.has_begun = true);
-        }
         let mut cost = 0;
-        for (index, sequence) in job.request.sequences.iter().enumerate().skip(job.admitted).take(room) {
+        for (index, sequence) in job.request.sequences.iter().enumerate().skip(job.admitted) {
+            if !takes(&*self.engine, sequence) {
+                break;
+            }
             job.admitted += 1;
             if job.outputs[index].is_none() {
                 cost += sequence.cost();
                 self.engine.add(SequenceId(first + index as u64), Arc::clone(sequence));
             }
+        }
+        if job.admitted > 0 && job.started.is_none() {
+            job.started = Some(Instant::now());
+            job.request.followed.send_modify(|followed| followed.has_begun = true);
         }
         (cost, job.admitted == job.request.sequences.len())
     }

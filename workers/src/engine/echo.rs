@@ -11,6 +11,8 @@ use super::{Engine, FinishReason, Goal, Output, SamplingParams, Sequence, Sequen
 
 /// Of the vectors it makes.
 pub const DIMENSIONS: usize = 8;
+/// Of the scores it makes.
+const CLASSES: usize = 2;
 
 #[derive(Debug)]
 pub struct Echo {
@@ -53,8 +55,8 @@ impl Engine for Echo {
         self.waiting.push_back(Waiting { id, sequence, made });
     }
 
-    fn room(&self) -> usize {
-        self.batch.saturating_sub(self.waiting.len())
+    fn takes(&self, _: &Sequence) -> bool {
+        self.waiting.len() < self.batch
     }
 
     fn step(&mut self) -> Result<(), StepError> {
@@ -101,6 +103,7 @@ impl Engine for Echo {
 fn answer(sequence: &Sequence) -> Output {
     match &sequence.goal {
         Goal::Embed => Output::Embedding(embed(&sequence.tokens)),
+        Goal::Score => Output::Scores(embed(&sequence.tokens)[..CLASSES].to_vec()),
         Goal::Generate(params) => repeat(&sequence.tokens, params),
     }
 }

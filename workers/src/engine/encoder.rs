@@ -1,78 +1,116 @@
-//! The encoder engine: BERT-family models that turn texts into vectors.
+//! The encoder engine: models that turn a text into one vector, or into scores.
 //!
-//! A step takes a batch of waiting sequences and runs them packed, one after the other in one matrix of tokens: no
-//! padding is computed, and a sequence's vector does not depend on what else is in the batch.
+//! A step takes waiting sequences up to a number of tokens and runs them packed: no padding is computed, and a
+//! sequence's vector does not depend on what else is in the batch. Texts that are the same are computed once.
 
+mod blueprint;
+mod cpu;
+mod family;
 mod files;
-mod model;
+mod pooling;
+mod weights;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::Device;
-use schemas::registry::Limits;
+use schemas::registry::{Model, Task};
 
+use self::cpu::Cpu;
 use self::files::Files;
-pub use self::files::WEIGHTS;
-use self::model::Bert;
+pub use self::weights::files as weight_files;
 use super::text::Text;
-use super::{Engine, LoadError, Output, Sequence, SequenceId, StepError};
+use super::{Engine, Goal, LoadError, Output, Sequence, SequenceId, StepError};
 
-/// Tokens computed in one step. A longer sequence runs alone.
-const STEP_TOKENS_MAX: usize = 4096;
+/// A sequence as the model sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Input<'a> {
+    tokens: &'a [u32],
+    /// Where the second text of a pair begins.
+    pair_at: Option<usize>,
+}
 
 #[derive(Debug)]
 pub struct Encoder {
-    model: Bert,
-    batch: usize,
+    model: Cpu,
+    tokens_max: usize,
     waiting: VecDeque<(SequenceId, Arc<Sequence>)>,
+    waiting_tokens: usize,
     finished: Vec<(SequenceId, Output)>,
 }
 
 impl Encoder {
     /// Loads a model from a folder in the layout of the Hugging Face hub, with the files of sentence-transformers where
     /// they are present.
-    pub fn load(folder: &Path, limits: &Limits, device: &Device) -> Result<(Text, Self), LoadError> {
-        let files = Files::read(folder, device)?;
-        let positions = files.config.max_position_embeddings;
-        let tokens_max = limits.prompt_tokens.or(files.tokens_max).unwrap_or(positions).min(positions);
-        let text = Text::embedding(files.tokenizer, tokens_max, files.config.hidden_size);
-        let model = Bert::new(&files.config, files.pooling, files.weights)
-            .map_err(|error| LoadError::file(&folder.join(WEIGHTS), error))?;
-        Ok((text, Self { model, batch: limits.batch, waiting: VecDeque::new(), finished: Vec::new() }))
+    pub fn load(folder: &Path, model: &Model) -> Result<(Text, Self), LoadError> {
+        let Files { model: read, config, tokenizer, tokens_max } = Files::read(folder)?;
+        let positions = read.shape.positions;
+        let tokens_max = model.limits.prompt_tokens.or(tokens_max).unwrap_or(positions).min(positions);
+        let (text, head) = match model.task {
+            Task::Classify | Task::Rerank => {
+                let classes = files::classes(&config, model.task == Task::Rerank)?;
+                let head = read.classifier(classes.labels.len())?;
+                (Text::scoring(tokenizer, tokens_max, classes), head)
+            }
+            Task::Embed | Task::Generate | Task::Echo => {
+                let head = files::embedder(folder, &read)?;
+                let dimensions = files::dimensions(&head, read.shape.hidden);
+                (Text::embedding(tokenizer, tokens_max, dimensions, files::prompts(folder, model)?), head)
+            }
+        };
+        let frame = text.encode("").map_err(|error| LoadError::file(folder, error))?;
+        let cpu = Cpu::new(read, head, model.dtype, &frame)?;
+        tracing::info!(level = cpu.level().name(), "encoder is ready");
+        Ok((text, Self::new(cpu, model.limits.batch_tokens)))
     }
 
-    /// As many of the waiting sequences, in order, as one step takes.
-    fn next_batch(&mut self) -> Vec<(SequenceId, Arc<Sequence>)> {
-        let mut tokens = 0;
-        let fits = |(_, sequence): &&(SequenceId, Arc<Sequence>)| {
-            tokens += sequence.tokens.len();
-            tokens <= STEP_TOKENS_MAX
-        };
-        let count = self.waiting.iter().take(self.batch).take_while(fits).count();
-        self.waiting.drain(..count.max(1).min(self.waiting.len())).collect()
+    fn new(model: Cpu, tokens_max: usize) -> Self {
+        let (waiting, finished) = (VecDeque::new(), Vec::new());
+        Self { model, tokens_max, waiting, waiting_tokens: 0, finished }
     }
 }
 
 impl Engine for Encoder {
     fn add(&mut self, id: SequenceId, sequence: Arc<Sequence>) {
+        self.waiting_tokens += sequence.tokens.len();
         self.waiting.push_back((id, sequence));
     }
 
-    fn room(&self) -> usize {
-        self.batch.saturating_sub(self.waiting.len())
+    fn takes(&self, sequence: &Sequence) -> bool {
+        self.waiting.is_empty() || self.waiting_tokens + sequence.tokens.len() <= self.tokens_max
     }
 
     fn step(&mut self) -> Result<(), StepError> {
-        let batch = self.next_batch();
-        if batch.is_empty() {
-            return Ok(());
+        // Whatever waits was let in: it is a batch, unless more was put in at once.
+        let mut tokens = 0;
+        let fits = |(_, sequence): &&(SequenceId, Arc<Sequence>)| {
+            tokens += sequence.tokens.len();
+            tokens <= self.tokens_max
+        };
+        let count = self.waiting.iter().take_while(fits).count().max(1).min(self.waiting.len());
+        let batch: Vec<_> = self.waiting.drain(..count).collect();
+        self.waiting_tokens -= batch.iter().map(|(_, sequence)| sequence.tokens.len()).sum::<usize>();
+        let mut inputs = Vec::with_capacity(batch.len());
+        let mut known = HashMap::with_capacity(batch.len());
+        let places: Vec<usize> = batch
+            .iter()
+            .map(|(_, sequence)| {
+                let input = Input { tokens: &sequence.tokens, pair_at: sequence.pair_at };
+                *known.entry(input).or_insert_with(|| {
+                    inputs.push(input);
+                    inputs.len() - 1
+                })
+            })
+            .collect();
+        let vectors = self.model.run(&inputs);
+        for ((id, sequence), place) in batch.iter().zip(places) {
+            let vector = vectors[place].clone();
+            let output = match sequence.goal {
+                Goal::Score => Output::Scores(vector),
+                Goal::Embed | Goal::Generate(_) => Output::Embedding(vector),
+            };
+            self.finished.push((*id, output));
         }
-        let sequences: Vec<&[u32]> = batch.iter().map(|(_, sequence)| sequence.tokens.as_slice()).collect();
-        let vectors = self.model.embed(&sequences).map_err(|error| StepError(error.to_string()))?;
-        let outputs = batch.iter().zip(vectors).map(|((id, _), vector)| (*id, Output::Embedding(vector)));
-        self.finished.extend(outputs);
         Ok(())
     }
 
@@ -82,6 +120,7 @@ impl Engine for Encoder {
 
     fn remove(&mut self, id: SequenceId) {
         self.waiting.retain(|(waiting, _)| *waiting != id);
+        self.waiting_tokens = self.waiting.iter().map(|(_, sequence)| sequence.tokens.len()).sum();
         self.finished.retain(|(finished, _)| *finished != id);
     }
 

@@ -35,6 +35,8 @@ pub enum LoadError {
     File { path: PathBuf, reason: String },
     #[error("the model has no files; give it a source in the registry")]
     NoFiles,
+    #[error("no threads can be started: {0}")]
+    Threads(rayon::ThreadPoolBuildError),
     #[error("no GPU can be used: {0}")]
     Device(candle_core::Error),
 }
@@ -64,28 +66,33 @@ fn load_unguarded(model: &Model, files: Option<&Path>) -> Result<Loaded, LoadErr
             let engine = Box::new(Echo::new(limits.batch, model.echo));
             Ok(Loaded { text: Arc::new(text), engine, digest: None, device: CPU })
         }
-        (Task::Embed, Some(folder)) => {
-            let device = device()?;
-            let (text, encoder) = Encoder::load(folder, limits, &device)?;
-            let digest = Some(digest(&folder.join(encoder::WEIGHTS))?);
-            Ok(Loaded { text: Arc::new(text), engine: Box::new(encoder), digest, device: name(&device) })
+        (Task::Embed | Task::Classify | Task::Rerank, Some(folder)) => {
+            let (text, encoder) = Encoder::load(folder, model)?;
+            let digest = Some(digest(&encoder::weight_files(folder)?)?);
+            Ok(Loaded { text: Arc::new(text), engine: Box::new(encoder), digest, device: CPU })
         }
         (Task::Generate, Some(path)) => {
             let (file, device) = (gguf_file(path)?, device()?);
             let (text, decoder) = Decoder::load(&file, limits, &device)?;
-            Ok(Loaded { text, engine: Box::new(decoder), digest: Some(digest(&file)?), device: name(&device) })
+            Ok(Loaded {
+                text,
+                engine: Box::new(decoder),
+                digest: Some(digest(std::slice::from_ref(&file))?),
+                device: name(&device),
+            })
         }
-        (Task::Embed | Task::Generate, None) => Err(LoadError::NoFiles),
+        (_, None) => Err(LoadError::NoFiles),
     }
 }
 
-fn digest(weights: &Path) -> Result<String, LoadError> {
-    let hash = || {
-        let mut hasher = Sha256::new();
-        std::io::copy(&mut std::fs::File::open(weights)?, &mut hasher)?;
-        Ok::<_, std::io::Error>(hasher.finalize())
-    };
-    hash().map(|digest| format!("{digest:x}")).map_err(|error| LoadError::file(weights, error))
+/// Of all files, one after the other.
+fn digest(weights: &[PathBuf]) -> Result<String, LoadError> {
+    let mut hasher = Sha256::new();
+    for path in weights {
+        let read = std::fs::File::open(path).and_then(|mut file| std::io::copy(&mut file, &mut hasher));
+        read.map_err(|error| LoadError::file(path, error))?;
+    }
+    Ok(format!("{:x}", hasher.finalize()))
 }
 
 /// The file itself, or the only one of a folder.

@@ -5,6 +5,7 @@
 //! the endpoints turn a job's body into sequences and the outputs back into a body.
 
 mod batches;
+mod classes;
 pub mod decoder;
 mod driver;
 pub mod echo;
@@ -12,6 +13,7 @@ pub mod encoder;
 mod fault;
 mod gguf;
 pub mod load;
+mod prompts;
 pub mod queue;
 mod relay;
 mod sampling;
@@ -23,8 +25,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use classes::{Classes, Scale};
 pub use load::{LoadError, Loaded, load};
-pub use text::TextError;
+pub use prompts::Prompts;
+pub use text::{Pair, TextError};
 
 /// The name of one sequence inside one engine, given by the thread that drives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -35,6 +39,8 @@ pub struct SequenceId(pub u64);
 pub struct Sequence {
     /// The prompt, special tokens included. Never empty; checked against the model's limit by the endpoint.
     pub tokens: Vec<u32>,
+    /// Where the second text of a pair begins, for models that tell the two apart.
+    pub pair_at: Option<usize>,
     pub goal: Goal,
     /// Tokens that were generated before, by a run that did not end: generation goes on after them as if it had.
     pub made: Vec<u32>,
@@ -43,13 +49,13 @@ pub struct Sequence {
 impl Sequence {
     /// A sequence that begins at its beginning.
     pub fn new(tokens: Vec<u32>, goal: Goal) -> Self {
-        Self { tokens, goal, made: Vec::new() }
+        Self { tokens, pair_at: None, goal, made: Vec::new() }
     }
 
     /// What it is expected to cost, in tokens.
     pub fn cost(&self) -> u64 {
         let generated = match &self.goal {
-            Goal::Embed => 0,
+            Goal::Embed | Goal::Score => 0,
             Goal::Generate(params) => params.max_tokens - self.made.len().min(params.max_tokens),
         };
         (self.tokens.len() + generated) as u64
@@ -59,8 +65,10 @@ impl Sequence {
 /// What is wanted of a sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Goal {
-    /// One pooled, L2-normalised vector.
+    /// One vector.
     Embed,
+    /// A score for each class.
+    Score,
     /// A continuation of the prompt.
     Generate(SamplingParams),
 }
@@ -84,6 +92,8 @@ pub struct SamplingParams {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Output {
     Embedding(Vec<f32>),
+    /// As the model gives them, before any activation.
+    Scores(Vec<f32>),
     Completion {
         text: String,
         /// Tokens generated, the end-of-text token included.
@@ -91,6 +101,19 @@ pub enum Output {
         finish_reason: FinishReason,
     },
 }
+
+impl Output {
+    /// Of a sequence that was to be scored.
+    pub fn scores(&self) -> &[f32] {
+        match self {
+            Self::Scores(scores) => scores,
+            Self::Embedding(_) | Self::Completion { .. } => unreachable!("{OTHER_OUTPUT}"),
+        }
+    }
+}
+
+/// Of a goal and its output.
+pub const OTHER_OUTPUT: &str = "an engine answers each goal with its own output";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FinishReason {
@@ -112,8 +135,8 @@ pub struct StepError(pub String);
 pub trait Engine {
     /// Takes a sequence in. It waits inside the engine until a step has room for it.
     fn add(&mut self, id: SequenceId, sequence: Arc<Sequence>);
-    /// How many more sequences the next step would take. Those that wait outside can still be overtaken.
-    fn room(&self) -> usize;
+    /// Whether the next step has room for a sequence. One that waits outside can still be overtaken.
+    fn takes(&self, sequence: &Sequence) -> bool;
     /// Advances what is inside. Does nothing when nothing is.
     fn step(&mut self) -> Result<(), StepError>;
     /// Hands over the tokens that were generated since the last call, in their order.

@@ -1,8 +1,10 @@
 //! The text side of a model: tokenizer, chat template, limits. Shared by all deliveries; it holds no weights.
 
 use serde_json::Value;
-use tokenizers::Tokenizer;
+use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationDirection};
 
+use super::classes::{Classes, Scale};
+use super::prompts::Prompts;
 use super::template::{ChatTemplate, TemplateError};
 
 /// Turns text into a model's tokens and back.
@@ -14,6 +16,14 @@ pub struct Text {
     begin: Option<u32>,
     prompt_tokens_max: usize,
     dimensions: Option<usize>,
+    prompts: Prompts,
+    classes: Option<Classes>,
+}
+
+/// The first text of pairs, tokenized once for all of them.
+#[derive(Debug)]
+pub struct Pair {
+    first: Encoding,
 }
 
 #[derive(Debug)]
@@ -37,19 +47,19 @@ pub enum TextError {
 impl Text {
     /// Of the echo engine: a chat is the content of its last message.
     pub fn bytes(prompt_tokens_max: usize, dimensions: usize) -> Self {
-        Self {
-            vocabulary: Vocabulary::Bytes,
-            template: None,
-            begin: None,
-            prompt_tokens_max,
-            dimensions: Some(dimensions),
-        }
+        let labels = ["0", "1"].map(str::to_owned).into();
+        let classes = Some(Classes { labels, scale: Scale::Sigmoid });
+        Self { dimensions: Some(dimensions), classes, ..Self::new(Vocabulary::Bytes, prompt_tokens_max) }
     }
 
-    /// Of an encoder.
-    pub fn embedding(tokenizer: Tokenizer, prompt_tokens_max: usize, dimensions: usize) -> Self {
-        let vocabulary = Vocabulary::HuggingFace(Box::new(whole(tokenizer)));
-        Self { vocabulary, template: None, begin: None, prompt_tokens_max, dimensions: Some(dimensions) }
+    /// Of an encoder that makes vectors.
+    pub fn embedding(tokenizer: Tokenizer, prompt_tokens_max: usize, dimensions: usize, prompts: Prompts) -> Self {
+        Self { dimensions: Some(dimensions), prompts, ..Self::new(hugging_face(tokenizer), prompt_tokens_max) }
+    }
+
+    /// Of an encoder that makes scores.
+    pub fn scoring(tokenizer: Tokenizer, prompt_tokens_max: usize, classes: Classes) -> Self {
+        Self { classes: Some(classes), ..Self::new(hugging_face(tokenizer), prompt_tokens_max) }
     }
 
     /// Of a decoder.
@@ -59,8 +69,12 @@ impl Text {
         begin: Option<u32>,
         context: usize,
     ) -> Self {
-        let vocabulary = Vocabulary::HuggingFace(Box::new(whole(tokenizer)));
-        Self { vocabulary, template, begin, prompt_tokens_max: context, dimensions: None }
+        Self { template, begin, ..Self::new(hugging_face(tokenizer), context) }
+    }
+
+    fn new(vocabulary: Vocabulary, prompt_tokens_max: usize) -> Self {
+        let prompts = Prompts::default();
+        Self { vocabulary, template: None, begin: None, prompt_tokens_max, dimensions: None, prompts, classes: None }
     }
 
     /// Whether a text is its tokens already.
@@ -71,6 +85,44 @@ impl Text {
     /// The tokens of a text with the special tokens the model puts around it. Never truncates.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
         self.tokens(text, true)
+    }
+
+    /// Begins pairs that share their first text.
+    pub fn pair(&self, first: &str) -> Result<Pair, TextError> {
+        Ok(Pair { first: self.encoding(first)? })
+    }
+
+    /// Tokens of a pair that none of the second text is among.
+    pub fn pair_tokens(&self, pair: &Pair) -> usize {
+        let around = match &self.vocabulary {
+            Vocabulary::HuggingFace(tokenizer) => {
+                tokenizer.get_post_processor().map_or(0, |post| post.added_tokens(true))
+            }
+            Vocabulary::Bytes => 0,
+        };
+        pair.first.len() + around
+    }
+
+    /// The tokens of a pair, and where those of the second text begin for models that tell them apart. The second text is
+    /// cut where both together would have more than `max`.
+    pub fn encode_pair(
+        &self,
+        pair: &Pair,
+        second: &str,
+        max: Option<usize>,
+    ) -> Result<(Vec<u32>, Option<usize>), TextError> {
+        let mut second = self.encoding(second)?;
+        if let Some(max) = max {
+            second.truncate(max.saturating_sub(self.pair_tokens(pair)), 0, TruncationDirection::Right);
+        }
+        match &self.vocabulary {
+            Vocabulary::HuggingFace(tokenizer) => {
+                let joined = tokenizer.post_process(pair.first.clone(), Some(second), true).map_err(tokenizer_error)?;
+                let pair_at = joined.get_type_ids().iter().position(|&kind| kind == 1);
+                Ok((joined.get_ids().to_vec(), pair_at))
+            }
+            Vocabulary::Bytes => Ok(([pair.first.get_ids(), second.get_ids()].concat(), Some(pair.first.len()))),
+        }
     }
 
     /// The tokens of a raw prompt.
@@ -134,6 +186,16 @@ impl Text {
         self.dimensions
     }
 
+    /// What may be put before texts.
+    pub fn prompts(&self) -> &Prompts {
+        &self.prompts
+    }
+
+    /// Of the scores, where the model makes such.
+    pub fn classes(&self) -> Option<&Classes> {
+        self.classes.as_ref()
+    }
+
     /// Whether a prefix of a vector is a vector too. No family that is served now was trained so.
     pub fn can_shorten(&self) -> bool {
         false
@@ -143,11 +205,20 @@ impl Text {
         match &self.vocabulary {
             Vocabulary::HuggingFace(tokenizer) => {
                 let encoding = tokenizer.encode_fast(text, add_special_tokens);
-                encoding
-                    .map(|encoding| encoding.get_ids().to_vec())
-                    .map_err(|error| TextError::Tokenizer(error.to_string()))
+                encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(tokenizer_error)
             }
             Vocabulary::Bytes => Ok(text.bytes().map(u32::from).collect()),
+        }
+    }
+
+    /// Of a text without special tokens.
+    fn encoding(&self, text: &str) -> Result<Encoding, TextError> {
+        match &self.vocabulary {
+            Vocabulary::HuggingFace(tokenizer) => tokenizer.encode_fast(text, false).map_err(tokenizer_error),
+            Vocabulary::Bytes => {
+                let token = |byte| tokenizers::Token::new(u32::from(byte), String::new(), (0, 0));
+                Ok(Encoding::from_tokens(text.bytes().map(token).collect(), 0))
+            }
         }
     }
 
@@ -159,6 +230,14 @@ impl Text {
             Vocabulary::Bytes => false,
         }
     }
+}
+
+fn hugging_face(tokenizer: Tokenizer) -> Vocabulary {
+    Vocabulary::HuggingFace(Box::new(whole(tokenizer)))
+}
+
+fn tokenizer_error(error: tokenizers::Error) -> TextError {
+    TextError::Tokenizer(error.to_string())
 }
 
 /// Tokenizer files may ask for truncation and padding; both are decided per job here.
@@ -181,6 +260,14 @@ mod tests {
         let tokens = text.encode("aü").unwrap();
         assert_eq!(text.decode(&tokens), "aü");
         assert_eq!(text.decode(&tokens[..2]), "a\u{FFFD}");
+    }
+
+    #[test]
+    fn the_second_text_of_a_pair_is_cut_and_its_place_known() {
+        let text = Text::bytes(100, 8);
+        let pair = text.pair("ab").unwrap();
+        assert_eq!(text.encode_pair(&pair, "cde", None).unwrap(), (text.encode("abcde").unwrap(), Some(2)));
+        assert_eq!(text.encode_pair(&pair, "cde", Some(3)).unwrap().0, text.encode("abc").unwrap());
     }
 
     #[test]

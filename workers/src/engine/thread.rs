@@ -16,6 +16,7 @@ use super::batches::Batches;
 use super::driver::Driver;
 use super::queue::Place;
 use super::relay;
+pub use super::relay::Linger;
 use super::{Engine, Output, Sequence};
 
 /// Hands jobs to the engine's thread. The thread ends when the last handle is dropped.
@@ -136,8 +137,8 @@ impl Steps {
 }
 
 /// Starts the thread, and its relay on the runtime that this is called in.
-pub fn spawn(engine: Box<dyn Engine + Send>, weights: Weights, traces: Traces) -> EngineHandle {
-    let (requests, ends) = relay::start();
+pub fn spawn(engine: Box<dyn Engine + Send>, weights: Weights, linger: Linger, traces: Traces) -> EngineHandle {
+    let (requests, ends) = relay::start(linger);
     let steps = Arc::new(Steps::new());
     let handle = EngineHandle { requests, steps: Arc::clone(&steps), stopped: CancellationToken::new() };
     let guard = handle.stopped.clone().drop_guard();

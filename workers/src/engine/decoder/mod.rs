@@ -142,8 +142,8 @@ impl Engine for Decoder {
         self.waiting.push_back((id, sequence));
     }
 
-    fn room(&self) -> usize {
-        self.batch.saturating_sub(self.running.len() + self.waiting.len())
+    fn takes(&self, _: &Sequence) -> bool {
+        self.running.len() + self.waiting.len() < self.batch
     }
 
     fn step(&mut self) -> Result<(), StepError> {

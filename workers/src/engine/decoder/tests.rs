@@ -46,7 +46,7 @@ fn run(decoder: &mut Decoder, sequences: &[Sequence]) -> Vec<Output> {
 fn letters(output: &Output) -> &str {
     match output {
         Output::Completion { text, .. } => text,
-        Output::Embedding(_) => panic!("a decoder generates"),
+        Output::Embedding(_) | Output::Scores(_) => panic!("a decoder generates"),
     }
 }
 

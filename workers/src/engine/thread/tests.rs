@@ -7,7 +7,12 @@ use super::super::{Goal, SamplingParams};
 use super::*;
 
 fn engine(batch: usize, cost: EchoCost) -> EngineHandle {
-    spawn(Box::new(Echo::new(batch, EchoCost { faults: true, ..cost })), Weights::default(), Traces::default())
+    lingering(batch, cost, Linger::default())
+}
+
+fn lingering(batch: usize, cost: EchoCost, linger: Linger) -> EngineHandle {
+    let echo = Box::new(Echo::new(batch, EchoCost { faults: true, ..cost }));
+    spawn(echo, Weights::default(), linger, Traces::default())
 }
 
 fn slow(milliseconds: u64) -> EchoCost {
@@ -39,6 +44,24 @@ async fn outputs_come_in_the_order_of_their_sequences() {
         assert_eq!(handle.run(embed(&[token])).await.unwrap().outputs[0], together[index]);
     }
     assert_eq!(handle.run(work(Vec::new())).await.unwrap().outputs, []);
+}
+
+#[tokio::test]
+async fn a_lingering_engine_waits_for_a_batch_but_not_longer_than_for_enough() {
+    let long = Duration::from_secs(600);
+    let handle = lingering(16, EchoCost::default(), Linger { time: long, enough: 3 });
+    let later = |milliseconds| {
+        let handle = &handle;
+        async move {
+            tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+            handle.run(embed(&[1])).await.unwrap();
+        }
+    };
+    // Each costs 1: the third is enough, and all three are one step.
+    tokio::join!(later(0), later(20), later(40));
+    assert_eq!(handle.steps(), 1);
+    let short = Linger { time: Duration::from_millis(20), enough: u64::MAX };
+    lingering(16, EchoCost::default(), short).run(embed(&[1])).await.unwrap();
 }
 
 #[tokio::test]

@@ -1,0 +1,31 @@
+//! Kernels of encoders on processors: linear layers in f32 and int8, attention, norms, rotary positions.
+//!
+//! Matrices are slices of rows, one after the other; all functions run on the calling thread and take no memory of their
+//! own beside what they are handed to use again. They know nothing of models. Each is tested against the plain code in
+//! `tests/reference.rs`, on every level that the machine has.
+
+mod activation;
+#[cfg(target_arch = "x86_64")]
+mod amx;
+mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod buffer;
+mod level;
+mod linear;
+mod math;
+mod portable;
+mod quantized;
+mod rows;
+mod simd;
+mod tile;
+
+pub use activation::{Activation, gate};
+pub use attention::{Attention, Scratch};
+pub use buffer::Buffer;
+pub use level::Level;
+pub use linear::Linear;
+pub use quantized::{QuantizedLinear, QuantizedRows};
+pub use rows::{Norm, Rotary};

@@ -1,0 +1,128 @@
+//! Every kernel against plain code, on every level of the machine, for shapes of all sorts.
+
+mod reference;
+
+use kernels::{Activation, Attention, Level, Linear, Norm, QuantizedLinear, QuantizedRows, Rotary, Scratch, gate};
+use proptest::prelude::*;
+use reference::{Random, close};
+
+const ACTIVATIONS: [Activation; 6] =
+    [Activation::None, Activation::Gelu, Activation::GeluTanh, Activation::Silu, Activation::Relu, Activation::Tanh];
+
+fn activation() -> impl Strategy<Value = Activation> {
+    prop::sample::select(ACTIVATIONS.to_vec())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn a_linear_layer_is_what_plain_code_computes(
+        rows in 1_usize..120, inputs in 1_usize..150, outputs in 1_usize..150, biased: bool, function in activation(), seed: u64
+    ) {
+        let mut random = Random(seed);
+        let (input, weight) = (random.values(rows * inputs, 1.0), random.values(outputs * inputs, 0.3));
+        let bias = biased.then(|| random.values(outputs, 1.0));
+        let linear = Linear::new(&weight, bias.as_deref(), inputs);
+        let expected = reference::linear(&input, &weight, bias.as_deref(), inputs, function);
+        for level in Level::available() {
+            let mut output = vec![f32::NAN; rows * outputs];
+            linear.forward(level, &input, &mut output, function);
+            prop_assert!(close(&output, &expected, 2e-5), "{}", level.name());
+        }
+    }
+
+    #[test]
+    fn a_quantized_layer_is_near_to_what_it_stands_for(
+        rows in 1_usize..120, inputs in 1_usize..150, outputs in 1_usize..150, function in activation(), seed: u64
+    ) {
+        let mut random = Random(seed);
+        let (input, weight) = (random.values(rows * inputs, 2.0), random.values(outputs * inputs, 0.3));
+        let bias = random.values(outputs, 1.0);
+        let linear = QuantizedLinear::new(&weight, Some(&bias), inputs, None);
+        for level in Level::available() {
+            let levels = if level.name() == "avx2" { 127.0 } else { 255.0 };
+            let expected = reference::quantized(&input, &weight, &bias, inputs, levels, function);
+            let mut output = vec![f32::NAN; rows * outputs];
+            linear.forward(level, &input, &mut output, function, &mut QuantizedRows::default());
+            // A value in the middle of two steps may go to either.
+            prop_assert!(close(&output, &expected, 0.03), "{}", level.name());
+            let exact = reference::linear(&input, &weight, Some(&bias), inputs, function);
+            let limit = if levels < 255.0 { 0.2 } else { 0.1 };
+            prop_assert!(close(&output, &exact, limit), "{}", level.name());
+        }
+    }
+
+    #[test]
+    fn attention_is_what_plain_code_computes(
+        length in 1_usize..90, groups in 1_usize..3, group in 1_usize..4, half in 1_usize..20, causal: bool,
+        window in prop::option::of(1_usize..40), biased: bool, seed: u64, part in 0.0..1.0
+    ) {
+        let mut random = Random(seed);
+        let (heads, size) = (groups * group, 2 * half);
+        let distance_bias = biased.then(|| (0..heads).map(|_| random.values(2 * 100 - 1, 1.0)).collect());
+        let shape =
+            Attention { heads, kv_heads: groups, size, scale: 0.3, causal, window, distance_bias };
+        let projected = random.values(length * shape.width(), 1.5);
+        let expected = reference::attention(&shape, &projected);
+        let from = (length as f64 * part) as usize;
+        for level in Level::available() {
+            for queries in [0..length, from..length, 0..from] {
+                let mut output = vec![f32::NAN; queries.len() * heads * size];
+                shape.forward(level, &projected, queries.clone(), &mut output, &mut Scratch::default());
+                let expected = &expected[queries.start * heads * size..queries.end * heads * size];
+                prop_assert!(close(&output, expected, 1e-5), "{} {queries:?}", level.name());
+            }
+        }
+    }
+
+    #[test]
+    fn norms_are_what_plain_code_computes(rows in 1_usize..5, width in 1_usize..100, seed: u64, biased: bool, rms: bool) {
+        let mut random = Random(seed);
+        let (weight, bias) = (random.values(width, 1.0), (biased && !rms).then(|| random.values(width, 1.0)));
+        let norm = match rms {
+            true => Norm::rms(weight.clone(), 1e-6),
+            false => Norm::layer(weight.clone(), bias.clone(), 1e-6),
+        };
+        let (input, added) = (random.values(rows * width, 3.0), random.values(rows * width, 3.0));
+        let sum: Vec<f32> = input.iter().zip(&added).map(|(a, b)| a + b).collect();
+        for level in Level::available() {
+            let mut output = input.clone();
+            norm.apply(level, &mut output);
+            prop_assert!(close(&output, &reference::norm(&input, &weight, bias.as_deref(), !rms), 1e-4));
+            let mut output = input.clone();
+            norm.add_and_apply(level, &mut output, &added);
+            prop_assert!(close(&output, &reference::norm(&sum, &weight, bias.as_deref(), !rms), 1e-4));
+        }
+    }
+
+    #[test]
+    fn gates_are_what_plain_code_computes(rows in 1_usize..4, width in 1_usize..70, function in activation(), seed: u64) {
+        let input = Random(seed).values(rows * 2 * width, 3.0);
+        let gated = |row: &[f32]| {
+            let (gates, values) = row.split_at(width);
+            gates.iter().zip(values).map(|(gate, value)| reference::activate(*gate, function) * value).collect::<Vec<_>>()
+        };
+        let expected: Vec<f32> = input.chunks_exact(2 * width).flat_map(gated).collect();
+        for level in Level::available() {
+            let mut output = vec![f32::NAN; rows * width];
+            gate(level, &input, &mut output, width, function);
+            prop_assert!(close(&output, &expected, 1e-5));
+        }
+    }
+
+    #[test]
+    fn a_turn_keeps_lengths_and_the_angle_of_two_is_their_distance(half in 1_usize..20, a in 0_usize..50, b in 0_usize..50, seed: u64) {
+        let (size, mut random) = (2 * half, Random(seed));
+        let (rotary, x, y) = (Rotary::new(size, 101, 10_000.0), random.values(size, 1.0), random.values(size, 1.0));
+        let turned = |values: &[f32], position| {
+            let mut values = values.to_vec();
+            rotary.turn(&mut values, position);
+            values
+        };
+        let dot = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f32>();
+        let (near, far) = (dot(&turned(&x, a), &turned(&y, b)), dot(&turned(&x, a + 50), &turned(&y, b + 50)));
+        prop_assert!((near - far).abs() < 1e-3, "{near} {far}");
+        prop_assert!((dot(&x, &x) - dot(&turned(&x, a), &turned(&x, a))).abs() < 1e-3);
+    }
+}

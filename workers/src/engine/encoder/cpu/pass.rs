@@ -1,0 +1,250 @@
+//! One chunk through all layers, on one thread or on several that divide its rows.
+
+use std::ops::Range;
+
+use kernels::{Activation, Buffer, QuantizedRows, Scratch, gate};
+
+use super::{Cpu, Ready};
+use crate::engine::encoder::Input;
+
+/// Memory of a pass. It is kept for the next one.
+#[derive(Debug, Default)]
+pub struct Workspace {
+    hidden: Buffer<f32>,
+    /// Queries, keys and values: of this layer, and of the next as it is made.
+    projected: [Buffer<f32>; 2],
+    parts: Vec<Own>,
+}
+
+/// Memory of one part of the rows.
+#[derive(Debug, Default)]
+struct Own {
+    narrow: Buffer<f32>,
+    attended: Buffer<f32>,
+    wide: Buffer<f32>,
+    gated: Buffer<f32>,
+    quantized: QuantizedRows,
+    attention: Scratch,
+}
+
+/// A token's row.
+#[derive(Clone, Copy)]
+struct Place {
+    token: u32,
+    position: usize,
+    is_second: bool,
+}
+
+pub struct Pass<'a> {
+    model: &'a Cpu,
+    /// The rows of each sequence.
+    sequences: Vec<Range<usize>>,
+    places: Vec<Place>,
+    parts: Vec<Range<usize>>,
+    space: &'a mut Workspace,
+}
+
+impl<'a> Pass<'a> {
+    pub fn new(model: &'a Cpu, inputs: &[Input<'_>], parts: usize, space: &'a mut Workspace) -> Self {
+        let place = |input: &Input<'_>, position: usize| Place {
+            token: input.tokens[position],
+            position,
+            is_second: input.pair_at.is_some_and(|at| position >= at),
+        };
+        let places: Vec<Place> =
+            inputs.iter().flat_map(|input| (0..input.tokens.len()).map(move |at| place(input, at))).collect();
+        let mut end = 0;
+        let sequences = inputs.iter().map(|input| {
+            let start = end;
+            end += input.tokens.len();
+            start..end
+        });
+        let sequences = sequences.collect();
+        let rows = places.len();
+        let edge = |part: usize| rows * part / parts;
+        let parts: Vec<_> = (0..parts).map(|part| edge(part)..edge(part + 1)).collect();
+        space.hidden.resize(rows * model.hidden);
+        let width = model.layers.first().map_or(0, |layer| layer.attention.width());
+        space.projected.iter_mut().for_each(|buffer| buffer.resize(rows * width));
+        space.parts.resize_with(parts.len().max(space.parts.len()), Own::default);
+        Self { model, sequences, places, parts, space }
+    }
+
+    pub fn run(&mut self) {
+        let Self { model, sequences, places, parts, space } = self;
+        let Workspace { hidden, projected, parts: owns } = &mut **space;
+        let [mut current, mut next] = projected.each_mut();
+        let width = model.layers[0].attention.width();
+        let shared = Shared { model, sequences, places };
+        in_parts(parts, owns, (hidden, model.hidden), (current, width), |mut part| {
+            shared.embed(&mut part);
+            shared.project(&model.layers[0], &mut part);
+        });
+        for (index, layer) in model.layers.iter().enumerate() {
+            in_parts(parts, owns, (hidden, model.hidden), (next, width), |mut part| {
+                shared.attend(layer, current, &mut part);
+                shared.perceive(layer, &mut part);
+                match model.layers.get(index + 1) {
+                    Some(following) => shared.project(following, &mut part),
+                    None => model.final_norm.iter().for_each(|norm| norm.apply(model.level, part.hidden)),
+                }
+            });
+            std::mem::swap(&mut current, &mut next);
+        }
+    }
+
+    /// The vectors of each sequence's tokens.
+    pub fn sequences(&self) -> impl Iterator<Item = &[f32]> {
+        let hidden = self.model.hidden;
+        self.sequences.iter().map(move |rows| &self.space.hidden[rows.start * hidden..rows.end * hidden])
+    }
+}
+
+/// What one thread works on.
+struct Part<'a> {
+    rows: Range<usize>,
+    hidden: &'a mut [f32],
+    projected: &'a mut [f32],
+    own: &'a mut Own,
+}
+
+/// Divides two matrices by rows and does the work for each part, in parallel where there are several.
+fn in_parts<'a>(
+    parts: &[Range<usize>],
+    owns: &'a mut [Own],
+    (mut hidden, hidden_width): (&'a mut [f32], usize),
+    (mut projected, projected_width): (&'a mut [f32], usize),
+    work: impl Fn(Part<'_>) + Sync,
+) {
+    let mut divided = Vec::with_capacity(parts.len());
+    for (rows, own) in parts.iter().zip(owns) {
+        let (mine, rest) = hidden.split_at_mut(rows.len() * hidden_width);
+        let (made, unmade) = projected.split_at_mut(rows.len() * projected_width);
+        divided.push(Part { rows: rows.clone(), hidden: mine, projected: made, own });
+        (hidden, projected) = (rest, unmade);
+    }
+    match divided.len() {
+        1 => divided.into_iter().for_each(work),
+        _ => rayon::scope(|scope| divided.into_iter().for_each(|part| scope.spawn(|_| work(part)))),
+    }
+}
+
+/// What all parts see.
+struct Shared<'a> {
+    model: &'a Cpu,
+    sequences: &'a [Range<usize>],
+    places: &'a [Place],
+}
+
+impl Shared<'_> {
+    fn embed(&self, part: &mut Part<'_>) {
+        let (embedding, width) = (&self.model.embedding, self.model.hidden);
+        let row = |table: &[f32], index: usize| -> Range<usize> {
+            debug_assert!((index + 1) * width <= table.len());
+            index * width..(index + 1) * width
+        };
+        for (place, to) in self.places[part.rows.clone()].iter().zip(part.hidden.chunks_exact_mut(width)) {
+            to.copy_from_slice(&embedding.words[row(&embedding.words, place.token as usize)]);
+            let mut add = |from: &[f32]| to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+            if let Some(positions) = &embedding.positions {
+                add(&positions[row(positions, place.position)]);
+            }
+            if let Some(types) = &embedding.types {
+                add(&types[usize::from(place.is_second)]);
+            }
+        }
+        embedding.norm.iter().for_each(|norm| norm.apply(self.model.level, part.hidden));
+    }
+
+    /// Queries, keys and values, with their positions.
+    fn project(&self, layer: &Ready, part: &mut Part<'_>) {
+        let level = self.model.level;
+        let Own { narrow, quantized, .. } = &mut *part.own;
+        let input = match &layer.parts.norm {
+            Some(norm) => {
+                narrow.resize(part.hidden.len());
+                narrow.copy_from_slice(part.hidden);
+                norm.apply(level, narrow);
+                &**narrow
+            }
+            None => &*part.hidden,
+        };
+        layer.parts.projection.forward(level, input, part.projected, Activation::None, quantized);
+        if layer.parts.head_norms.is_none() && layer.rotary.is_none() {
+            return;
+        }
+        let (heads, kv_heads, size) = (layer.attention.heads, layer.attention.kv_heads, layer.attention.size);
+        let rows = part.projected.chunks_exact_mut(layer.attention.width());
+        for (place, row) in self.places[part.rows.clone()].iter().zip(rows) {
+            let (queries, rest) = row.split_at_mut(heads * size);
+            let keys = &mut rest[..kv_heads * size];
+            if let Some([query_norm, key_norm]) = &layer.parts.head_norms {
+                query_norm.apply(level, queries);
+                key_norm.apply(level, keys);
+            }
+            if let Some(rotary) = &layer.rotary {
+                rotary.turn(queries, place.position);
+                rotary.turn(keys, place.position);
+            }
+        }
+    }
+
+    /// Adds to each row what it sees of its sequence.
+    fn attend(&self, layer: &Ready, projected: &[f32], part: &mut Part<'_>) {
+        let Ready { parts, attention, .. } = layer;
+        let (width, mixed) = (attention.width(), attention.heads * attention.size);
+        let Own { narrow, attended, quantized, attention: scratch, .. } = &mut *part.own;
+        attended.resize(part.rows.len() * mixed);
+        for sequence in self.sequences {
+            let mine = sequence.start.max(part.rows.start)..sequence.end.min(part.rows.end);
+            if mine.is_empty() {
+                continue;
+            }
+            let to = &mut attended[(mine.start - part.rows.start) * mixed..(mine.end - part.rows.start) * mixed];
+            let queries = mine.start - sequence.start..mine.end - sequence.start;
+            let sequence = &projected[sequence.start * width..sequence.end * width];
+            attention.forward(self.model.level, sequence, queries, to, scratch);
+        }
+        narrow.resize(part.hidden.len());
+        parts.output.forward(self.model.level, attended, narrow, Activation::None, quantized);
+        self.add(&parts.output_norm, part.hidden, narrow);
+    }
+
+    /// Adds to each row what the perceptron makes of it.
+    fn perceive(&self, layer: &Ready, part: &mut Part<'_>) {
+        let (level, parts, rows) = (self.model.level, &layer.parts, part.rows.len());
+        let Own { narrow, wide, gated, quantized, .. } = &mut *part.own;
+        narrow.resize(part.hidden.len());
+        let input = match &parts.perceptron_norm {
+            Some(norm) => {
+                narrow.copy_from_slice(part.hidden);
+                norm.apply(level, narrow);
+                &**narrow
+            }
+            None => &*part.hidden,
+        };
+        let width = parts.up.outputs();
+        wide.resize(rows * width);
+        let inner = match parts.gated {
+            true => {
+                parts.up.forward(level, input, wide, Activation::None, quantized);
+                gated.resize(rows * width / 2);
+                gate(level, wide, gated, width / 2, parts.activation);
+                &**gated
+            }
+            false => {
+                parts.up.forward(level, input, wide, parts.activation, quantized);
+                &**wide
+            }
+        };
+        parts.down.forward(level, inner, narrow, Activation::None, quantized);
+        self.add(&parts.down_norm, part.hidden, narrow);
+    }
+
+    fn add(&self, norm: &Option<kernels::Norm>, hidden: &mut [f32], more: &[f32]) {
+        match norm {
+            Some(norm) => norm.add_and_apply(self.model.level, hidden, more),
+            None => hidden.iter_mut().zip(more).for_each(|(value, more)| *value += more),
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Tensors of safetensors files, read one at a time, so that a model is never in memory twice.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use half::{bf16, f16};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+use serde::Deserialize;
+
+use crate::engine::LoadError;
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// A larger header is none.
+const HEADER_BYTES_MAX: u64 = 64 << 20;
+
+/// A matrix or a vector, in f32.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    pub shape: Vec<usize>,
+    pub values: Vec<f32>,
+}
+
+/// All tensors of a model.
+pub struct Weights {
+    source: Arc<Source>,
+    /// What names begin with where the model was saved as a part of another, such as `bert.`.
+    prefix: String,
+}
+
+struct Source {
+    folder: PathBuf,
+    tensors: HashMap<String, (usize, TensorInfo)>,
+    files: Vec<Opened>,
+}
+
+struct Opened {
+    path: PathBuf,
+    file: File,
+    /// Where the values begin.
+    start: u64,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: HashMap<String, String>,
+}
+
+/// The files that hold a model's weights, in a fixed order.
+pub fn files(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
+    let index = folder.join(INDEX);
+    let Ok(text) = std::fs::read(&index) else { return Ok(vec![folder.join(SINGLE)]) };
+    let Index { weight_map } = serde_json::from_slice(&text).map_err(|error| LoadError::file(&index, error))?;
+    let mut names: Vec<String> = weight_map.into_values().collect();
+    names.sort();
+    names.dedup();
+    match names.iter().find(|name| name.contains('/')) {
+        Some(name) => Err(LoadError::file(&index, format!("{name:?} leaves the folder"))),
+        None => Ok(names.into_iter().map(|name| folder.join(name)).collect()),
+    }
+}
+
+impl Weights {
+    /// Opens a model's files. `prefixes` are what names may begin with; the first tensor that has one decides.
+    pub fn open(folder: &Path, prefixes: &[&str]) -> Result<Self, LoadError> {
+        let (mut tensors, mut opened) = (HashMap::new(), Vec::new());
+        for path in files(folder)? {
+            let (file, header) = open(&path).map_err(|reason| LoadError::file(&path, reason))?;
+            tensors.extend(header.tensors.into_iter().map(|(name, info)| (name, (opened.len(), info))));
+            opened.push(Opened { path, file, start: header.start });
+        }
+        let begins = |prefix: &&&str| tensors.keys().any(|name| name.starts_with(**prefix));
+        let prefix = prefixes.iter().find(begins).map_or(String::new(), |prefix| (*prefix).to_owned());
+        Ok(Self { source: Arc::new(Source { folder: folder.to_owned(), tensors, files: opened }), prefix })
+    }
+
+    /// A tensor of the model itself.
+    pub fn get(&self, name: &str) -> Result<Tensor, LoadError> {
+        self.named(&format!("{}{name}", self.prefix))
+    }
+
+    /// A vector of that length.
+    pub fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>, LoadError> {
+        let tensor = self.get(name)?;
+        self.check(name, &tensor, &[length]).map(|()| tensor.values)
+    }
+
+    /// A matrix of that shape.
+    pub fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Vec<f32>, LoadError> {
+        let tensor = self.get(name)?;
+        self.check(name, &tensor, &shape).map(|()| tensor.values)
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.source.tensors.contains_key(&format!("{}{name}", self.prefix))
+    }
+
+    /// The same files with names from their beginning: what stands beside the model, such as a classifier.
+    pub fn outside(&self) -> Self {
+        Self { source: Arc::clone(&self.source), prefix: String::new() }
+    }
+
+    fn check(&self, name: &str, tensor: &Tensor, shape: &[usize]) -> Result<(), LoadError> {
+        if tensor.shape == shape {
+            return Ok(());
+        }
+        let reason = format!("tensor {}{name} has the shape {:?}; {shape:?} is wanted", self.prefix, tensor.shape);
+        Err(LoadError::file(&self.source.folder, reason))
+    }
+
+    fn named(&self, name: &str) -> Result<Tensor, LoadError> {
+        let Source { folder, tensors, files } = &*self.source;
+        let Some((file, info)) = tensors.get(name) else {
+            return Err(LoadError::file(folder, format!("tensor {name} is missing")));
+        };
+        let Opened { path, file, start } = &files[*file];
+        let (from, to) = info.data_offsets;
+        let mut bytes = vec![0; to - from];
+        file.read_exact_at(&mut bytes, start + from as u64).map_err(|error| LoadError::file(path, error))?;
+        let values = match info.dtype {
+            Dtype::F32 => {
+                bytes.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect()
+            }
+            Dtype::F16 => bytes.chunks_exact(2).map(|two| f16::from_le_bytes([two[0], two[1]]).to_f32()).collect(),
+            Dtype::BF16 => bytes.chunks_exact(2).map(|two| bf16::from_le_bytes([two[0], two[1]]).to_f32()).collect(),
+            other => {
+                return Err(LoadError::file(path, format!("tensor {name} is {other:?}; F32, F16 and BF16 are read")));
+            }
+        };
+        Ok(Tensor { shape: info.shape.clone(), values })
+    }
+}
+
+struct Header {
+    tensors: Vec<(String, TensorInfo)>,
+    start: u64,
+}
+
+fn open(path: &Path) -> Result<(File, Header), String> {
+    let text = |error: std::io::Error| error.to_string();
+    let mut file = File::open(path).map_err(text)?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(text)?;
+    let end = u64::from_le_bytes(length).saturating_add(8);
+    if end > HEADER_BYTES_MAX {
+        return Err("is no safetensors file: its header would be too long".to_owned());
+    }
+    let mut header = Vec::new();
+    file.by_ref().take(end - 8).read_to_end(&mut header).map_err(text)?;
+    let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| error.to_string())?;
+    let size = file.metadata().map_err(text)?.len();
+    if size < end + metadata.data_len() as u64 {
+        return Err(format!("is cut off: {size} bytes of {}", end + metadata.data_len() as u64));
+    }
+    let tensors = metadata.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
+    Ok((file, Header { tensors, start: end }))
+}
