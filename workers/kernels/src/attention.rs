@@ -168,8 +168,7 @@ impl Tiles for Head<'_, '_> {
                     let first = bias.len() / 2 + from - (row + r);
                     scores[..to - from].iter_mut().zip(&bias[first..]).for_each(|(score, bias)| *score += bias);
                 }
-                scores[..seen.start - from].fill(f32::NEG_INFINITY);
-                scores[seen.end - from..].fill(f32::NEG_INFINITY);
+                hide::<S>(scores, seen.start - from..seen.end - from);
                 *share = 1.0 / exponentials::<S>(scores);
             }
             let values = Matrix::of(&self.on.scratch.values, padded_size);
@@ -184,6 +183,27 @@ impl Tiles for Head<'_, '_> {
                     crate::activation::finish::<S>(sums, crate::Activation::None, to, size - at);
                 }
             }
+        }
+    }
+}
+
+/// As many as the widest vector has, hidden and not and hidden.
+static HIDDEN: [[f32; 16]; 3] = [[f32::NEG_INFINITY; 16], [0.0; 16], [f32::NEG_INFINITY; 16]];
+
+/// Takes keys that are not seen out, by whole vectors: reading what was just written in parts would wait for it.
+#[inline(always)]
+unsafe fn hide<S: Simd>(scores: &mut [f32], seen: Range<usize>) {
+    let (first, hidden) = (scores.as_mut_ptr(), HIDDEN.as_flattened().as_ptr());
+    for at in (0..scores.len()).step_by(S::LANES) {
+        if at >= seen.start && at + S::LANES <= seen.end {
+            continue;
+        }
+        let before = seen.start.saturating_sub(at).min(S::LANES);
+        let until = seen.end.saturating_sub(at).min(S::LANES);
+        // SAFETY: the scores are whole vectors; the masks begin at least a vector before the end of `HIDDEN`.
+        unsafe {
+            let masks = S::add(S::load(hidden.add(16 - before)), S::load(hidden.add(32 - until)));
+            S::store(first.add(at), S::add(S::load(first.add(at)), masks));
         }
     }
 }

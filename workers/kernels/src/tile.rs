@@ -9,35 +9,34 @@ pub(crate) trait Tiles {
     unsafe fn tile<S: Simd, const R: usize>(&mut self, row: usize);
 }
 
-/// Divides rows into tiles that are as high as registers allow.
+/// Divides rows into tiles that are as high as registers allow, and one of what is left: lower tiles keep a processor
+/// busy too, but for those of a single row.
 #[inline(always)]
 pub(crate) unsafe fn each_tile<S: Simd, T: Tiles>(rows: std::ops::Range<usize>, tiles: &mut T) {
     let mut row = rows.start;
     // SAFETY: as promised by the caller, and tiles end where the rows end.
     unsafe {
-        if S::ROWS >= 12 {
-            while row + 12 <= rows.end {
-                tiles.tile::<S, 12>(row);
-                row += 12;
+        while row + S::ROWS <= rows.end {
+            match S::ROWS {
+                12 => tiles.tile::<S, 12>(row),
+                6 => tiles.tile::<S, 6>(row),
+                _ => tiles.tile::<S, 4>(row),
             }
-            if row + 8 <= rows.end {
-                tiles.tile::<S, 8>(row);
-                row += 8;
-            }
+            row += S::ROWS;
         }
-        if S::ROWS >= 6 {
-            while row + 6 <= rows.end {
-                tiles.tile::<S, 6>(row);
-                row += 6;
-            }
-        }
-        while row + 4 <= rows.end {
-            tiles.tile::<S, 4>(row);
-            row += 4;
-        }
-        while row < rows.end {
-            tiles.tile::<S, 1>(row);
-            row += 1;
+        match rows.end - row {
+            0 => {}
+            1 => tiles.tile::<S, 1>(row),
+            2 => tiles.tile::<S, 2>(row),
+            3 => tiles.tile::<S, 3>(row),
+            4 => tiles.tile::<S, 4>(row),
+            5 => tiles.tile::<S, 5>(row),
+            6 => tiles.tile::<S, 6>(row),
+            7 => tiles.tile::<S, 7>(row),
+            8 => tiles.tile::<S, 8>(row),
+            9 => tiles.tile::<S, 9>(row),
+            10 => tiles.tile::<S, 10>(row),
+            _ => tiles.tile::<S, 11>(row),
         }
     }
 }
