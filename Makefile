@@ -5,7 +5,7 @@ CARGO := cargo --locked
 DENY_VERSION := 0.20.2
 DENY := $(abspath $(BIN))/../tools/bin/cargo-deny
 
-.PHONY: help build demo test check check-deploy bench chaos scale-test fuzz images compose-test schemas fmt
+.PHONY: help build demo test check check-deploy bench bench-encoder chaos scale-test fuzz images compose-test schemas fmt
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
@@ -24,6 +24,7 @@ test: check build ## run every check and every test
 check: $(DENY) ## format, lints, documentation, licenses
 	$(CARGO) fmt --check
 	cd tests/fuzz && $(CARGO) fmt --check
+	cd tests/bench/encoder/candle && $(CARGO) fmt --check
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --workspace --no-deps
 	$(DENY) --locked check licenses bans sources
@@ -43,6 +44,10 @@ check-deploy: ## check the Helm chart, the Dockerfiles and the Compose file, wit
 # BENCH_ARGS: names of cases, all of them unless given: echo, cache, fairness, models.
 bench: build ## measure the queue and the models beside bare JetStream
 	$(CARGO) bench -p tests --bench queue -- $(BENCH_ARGS)
+
+# BENCH_ARGS: names of parts, all of them unless given: throughput, latency, memory, accuracy, queue; and --rounds N.
+bench-encoder: build ## measure the encoder beside the engines people would take instead
+	$(CARGO) bench -p tests --bench encoder -- $(BENCH_ARGS)
 
 # CHAOS_ARGS: names of scenarios, --seed, --random; `make chaos CHAOS_ARGS=--help` shows them all.
 chaos: build ## break everything on purpose, long, and account for every job
@@ -68,3 +73,4 @@ schemas: ## write schemas/json anew from the types
 fmt: ## format the code
 	cargo fmt
 	cd tests/fuzz && cargo fmt
+	cd tests/bench/encoder/candle && cargo fmt

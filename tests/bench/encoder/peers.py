@@ -3,9 +3,10 @@
 
     python peers.py ENGINE MODEL_FOLDER WORK_FOLDER THREADS
 
-A line of JSON on standard input, {"sequences": [[token id, ...], ...], "sorted": bool, "vectors": bool}, is answered by
-one on standard output: {"seconds": ..., "vectors": ..., "peak_bytes": ...}. Sequences run in batches of 32, padded to
-the longest of the batch; the answer is the mean of the tokens' vectors, of length 1.
+A line of JSON on standard input, {"sequences": [[token id, ...], ...], "batch": int, "sorted": bool, "vectors": bool},
+is answered by one on standard output: {"seconds": ..., "times": [...], "vectors": ..., "peak_bytes": ...}. Sequences run
+in batches of that many, each of which has its time, padded to the longest of the batch; vectors are the mean of the
+tokens', of length 1.
 
 "sorted" has the sequences sorted by length before they are cut into batches: what a user may do for an engine that pads.
 """
@@ -20,8 +21,6 @@ from concurrent.futures import ProcessPoolExecutor
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 import numpy as np
-
-BATCH = 32
 
 
 def pad(sequences):
@@ -209,13 +208,14 @@ def main():
         order = list(range(len(sequences)))
         if asked["sorted"]:
             order.sort(key=lambda index: len(sequences[index]))
-        vectors = [None] * len(sequences)
-        for at in range(0, len(order), BATCH):
-            batch = order[at : at + BATCH]
+        vectors, times = [None] * len(sequences), []
+        for at in range(0, len(order), asked["batch"]):
+            batch, began = order[at : at + asked["batch"]], time.perf_counter()
             for index, vector in zip(batch, run([sequences[index] for index in batch])):
                 vectors[index] = vector
+            times.append(time.perf_counter() - began)
         seconds = time.perf_counter() - started
-        answer = {"seconds": seconds, "peak_bytes": peak_bytes()}
+        answer = {"seconds": seconds, "times": times, "peak_bytes": peak_bytes()}
         if asked["vectors"]:
             answer["vectors"] = [vector.tolist() for vector in vectors]
         print(json.dumps(answer), file=answers, flush=True)

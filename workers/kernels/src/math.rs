@@ -13,8 +13,7 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::F) -> S::F {
         // ln 2 in two parts, so that nothing is lost in taking n of it off.
         let rest = S::mul_add(n, S::splat(-0.693_359_4), x);
         let rest = S::mul_add(n, S::splat(2.121_944_4e-4), rest);
-        let coefficients =
-            [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
+        let coefficients = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
         let p = polynomial::<S, 6>(rest, coefficients);
         let y = S::add(S::mul_add(S::mul(p, rest), rest, rest), S::splat(1.0));
         S::scale_by_power(y, n)
