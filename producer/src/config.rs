@@ -96,13 +96,14 @@ pub struct TenantArgs {
 #[command(group(ArgGroup::new("waits").args(["wait", "stream"]).multiple(true)))]
 #[command(after_help = "Examples:
   inferq submit --model all-MiniLM-L6-v2 --input 'hello' --wait
+  inferq submit --model my-reranker --query 'what is a panda?' --document 'a bear' --document 'a plane' --wait
   inferq submit --model SmolLM2-135M-Instruct --message 'Say hi' --set temperature=0 --wait
   inferq submit --model SmolLM2-135M-Instruct --message 'Tell a story' --stream
   inferq submit --id order-17 --expires-in 600 --max-attempts 2 job.json
   echo '{\"url\":\"/v1/embeddings\",\"body\":{\"model\":\"all-MiniLM-L6-v2\",\"input\":\"hello\"}}' | inferq submit -")]
 pub struct SubmitArgs {
     /// File with the job, a line of an OpenAI batch file; `-` is standard input
-    #[arg(conflicts_with_all = ["model", "input", "message", "prompt", "system", "set"], required_unless_present = "model")]
+    #[arg(conflicts_with_all = ["model", "input", "classify", "query", "message", "prompt", "system", "set"], required_unless_present = "model")]
     pub file: Option<PathBuf>,
     /// Model, when the job is made from flags
     #[arg(long, value_name = "NAME")]
@@ -110,6 +111,15 @@ pub struct SubmitArgs {
     /// Text to embed; may be given several times
     #[arg(long, requires = "model", conflicts_with_all = ["message", "prompt"], value_name = "TEXT")]
     pub input: Vec<String>,
+    /// Text to classify; may be given several times
+    #[arg(long, requires = "model", conflicts_with_all = ["input", "query", "message", "prompt"], value_name = "TEXT")]
+    pub classify: Vec<String>,
+    /// What documents are ranked by
+    #[arg(long, requires_all = ["model", "document"], conflicts_with_all = ["input", "message", "prompt"], value_name = "TEXT")]
+    pub query: Option<String>,
+    /// Document to rank; may be given several times
+    #[arg(long, requires = "query", value_name = "TEXT")]
+    pub document: Vec<String>,
     /// User message of a chat completion
     #[arg(long, requires = "model", conflicts_with = "prompt", value_name = "TEXT")]
     pub message: Option<String>,

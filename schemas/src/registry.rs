@@ -117,6 +117,9 @@ pub enum Dtype {
     /// Exact. Quantized files are dequantized when they are loaded.
     #[default]
     F32,
+    /// Half the size, for encoders on GPUs: of the precision of f32, or of its range.
+    F16,
+    Bf16,
     /// Weights in int8, and inputs of each layer made so as they come. For encoders on processors: faster, and near.
     Int8,
 }
@@ -342,8 +345,9 @@ impl Model {
         if has_prompts && !matches!(self.task, Task::Embed | Task::Echo) {
             return Err(self.invalid("prompts", "are for the task \"embed\" alone".into()));
         }
-        if self.dtype == Dtype::Int8 && matches!(self.task, Task::Generate | Task::Echo) {
-            return Err(self.invalid("dtype", "\"int8\" is for encoders: the tasks embed, classify and rerank".into()));
+        if self.dtype != Dtype::F32 && matches!(self.task, Task::Generate | Task::Echo) {
+            let reason = "must be \"f32\"; other types are for encoders: the tasks embed, classify and rerank";
+            return Err(self.invalid("dtype", reason.into()));
         }
         self.check_limits()
     }

@@ -1,5 +1,6 @@
 //! The example messages: each is read into its type, written back as it was, and is the same in MessagePack.
 
+use schemas::classify::{ClassifyRequest, ClassifyResponse};
 use schemas::codec::{Encoding, decode_body};
 use schemas::completions::{
     ChatCompletionRequest, ChatCompletionResponse, CompletionRequest, CompletionResponse, Sampling,
@@ -9,6 +10,7 @@ use schemas::input::Stop;
 use schemas::job::{Endpoint, Job};
 use schemas::log::LogMessage;
 use schemas::provenance::{CacheUse, Provenance};
+use schemas::rerank::{RerankRequest, RerankResponse};
 use schemas::result::{ErrorBody, JobResult, NoResponseCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -53,6 +55,15 @@ fn a_job_for_embeddings_is_read() {
 }
 
 #[test]
+fn jobs_for_rerank_and_classify_are_read() {
+    let request: RerankRequest = decode_body(&read_job("job.rerank", Endpoint::Rerank).body).unwrap();
+    assert_eq!(request.documents.0, ["A bear of China.", "A kind of plane."]);
+    assert_eq!((request.top_n, request.return_documents), (Some(1), Some(true)));
+    let request: ClassifyRequest = decode_body(&read_job("job.classify", Endpoint::Classify).body).unwrap();
+    assert_eq!(request.input.prompts().len(), 2);
+}
+
+#[test]
 fn a_job_for_chat_is_read() {
     let job = read_job("job.chat", Endpoint::ChatCompletions);
     let request: ChatCompletionRequest = decode_body(&job.body).unwrap();
@@ -76,6 +87,10 @@ fn a_job_for_completions_is_read() {
 fn results_are_read() {
     let embeddings: EmbeddingResponse = read_result("result.embeddings", 200);
     assert_eq!(embeddings.data.len(), 2);
+    let ranked: RerankResponse = read_result("result.rerank", 200);
+    assert_eq!((ranked.results[0].index, ranked.results[0].relevance_score), (0, 0.75));
+    let classified: ClassifyResponse = read_result("result.classify", 200);
+    assert_eq!(classified.data[1].label, "bad");
     let chat: ChatCompletionResponse = read_result("result.chat", 200);
     assert_eq!(chat.choices[0].finish_reason, "stop");
     let completion: CompletionResponse = read_result("result.completions", 200);

@@ -30,6 +30,11 @@ fn embed(body: Value) -> String {
     json!({ "custom_id": "mine", "url": "/v1/embeddings", "body": body }).to_string()
 }
 
+fn rerank(mut body: Value) -> String {
+    body["model"] = json!("echo");
+    json!({ "custom_id": "mine", "url": "/v1/rerank", "body": body }).to_string()
+}
+
 fn chat_with(field: &str, value: Value) -> String {
     let mut job = chat("hi");
     job["body"][field] = value;
@@ -60,6 +65,51 @@ fn cases() -> Vec<Case> {
             value,
             Some("body.input[1]"),
             "7 is not a string",
+        ),
+        case(rerank(json!({ "query": "", "documents": ["a"] })), 400, "empty_input", Some("body.query"), "is empty"),
+        case(rerank(json!({ "query": "q", "documents": [] })), 400, value, Some("body.documents"), "empty array"),
+        case(
+            rerank(json!({ "query": "q", "documents": ["a", ""] })),
+            400,
+            "empty_input",
+            Some("body.documents[1]"),
+            "is empty",
+        ),
+        case(
+            rerank(json!({ "query": "q", "documents": ["a", { "title": "b" }] })),
+            400,
+            value,
+            Some("body.documents[1]"),
+            "has no string `text`",
+        ),
+        case(
+            rerank(json!({ "query": "q", "documents": ["a", "x".repeat(30)] })),
+            400,
+            "context_length_exceeded",
+            Some("body.documents[1]"),
+            "31 tokens",
+        ),
+        case(
+            rerank(json!({ "query": "q".repeat(30), "documents": ["a"], "truncate_prompt_tokens": -1 })),
+            400,
+            "context_length_exceeded",
+            Some("body.query"),
+            "at most 30",
+        ),
+        case(
+            rerank(json!({ "query": "q", "documents": ["a", "b", "c", "d", "e"] })),
+            400,
+            value,
+            Some("body.documents"),
+            "5 inputs",
+        ),
+        case(rerank(json!({ "query": "q", "documents": ["a"], "top_n": 0 })), 400, value, Some("body.top_n"), "0"),
+        case(
+            embed(json!({ "model": model, "input": "a", "prompt_name": "query" })),
+            400,
+            value,
+            Some("body.prompt_name"),
+            "this model has no prompts",
         ),
         case(embed(json!({ "model": model, "input": [1, 999] })), 400, value, Some("body.input[1]"), "999"),
         case(

@@ -16,8 +16,11 @@ async fn every_endpoint_answers_in_the_encoding_of_its_job() {
     let embeddings = json!({ "url": "/v1/embeddings", "body": { "model": "echo", "input": ["a", "b"] } });
     let completions =
         json!({ "url": "/v1/completions", "body": { "model": "echo", "prompt": "abc", "max_tokens": 2 } });
+    let documents = ["first", "second", "third"];
+    let rerank = json!({ "url": "/v1/rerank", "body": { "model": "echo", "query": "q", "documents": documents, "top_n": 2, "return_documents": true } });
+    let classify = json!({ "url": "/v1/classify", "body": { "model": "echo", "input": "a" } });
     for encoding in [Encoding::Json, Encoding::MessagePack] {
-        for job in [&embeddings, &chat("hi"), &completions] {
+        for job in [&embeddings, &rerank, &classify, &chat("hi"), &completions] {
             let id = deployment.submit(job, encoding).await;
             let (headers, result) = deployment.result(id.as_str()).await;
             assert_eq!(headers.get("Content-Type").unwrap().as_str(), encoding.content_type());
@@ -37,6 +40,21 @@ fn check_body(url: &str, body: &Value) {
             assert_eq!(body["data"][1]["index"], 1);
             assert_eq!(body["data"][1]["embedding"].as_array().unwrap().len(), 8);
             assert_eq!(body["usage"], json!({ "prompt_tokens": 2, "total_tokens": 2 }));
+        }
+        "/v1/rerank" => {
+            let results = body["results"].as_array().unwrap();
+            assert_eq!(results.len(), 2, "{body}");
+            assert!(results[0]["relevance_score"].as_f64() >= results[1]["relevance_score"].as_f64());
+            let index = results[0]["index"].as_u64().unwrap() as usize;
+            assert_eq!(results[0]["document"]["text"], ["first", "second", "third"][index]);
+            assert_eq!(body["usage"], json!({ "prompt_tokens": 19, "total_tokens": 19 }));
+        }
+        "/v1/classify" => {
+            let probs = body["data"][0]["probs"].as_array().unwrap();
+            let best = usize::from(probs[1].as_f64() > probs[0].as_f64());
+            assert_eq!(body["data"][0]["label"], best.to_string());
+            assert_eq!(body["data"][0]["num_classes"], 2);
+            assert_eq!(body["usage"], json!({ "prompt_tokens": 1, "total_tokens": 1 }));
         }
         "/v1/chat/completions" => {
             assert_eq!(body["object"], "chat.completion");

@@ -33,10 +33,12 @@ async def main():
     jetstream = client.jetstream()
     bodies = {
         "/v1/embeddings": {"model": "echo", "input": "a"},
+        "/v1/rerank": {"model": "echo", "query": "q", "documents": ["a", {"text": "b"}], "return_documents": True},
+        "/v1/classify": {"model": "echo", "input": ["a", "b"]},
         "/v1/chat/completions": {"model": "echo", "messages": [{"role": "user", "content": "a"}], "stop": None},
         "/v1/completions": {"model": "echo", "prompt": ["a", "b"], "stop": ["x"]},
     }
-    names = {"/v1/embeddings": "embeddings", "/v1/chat/completions": "chat", "/v1/completions": "completions"}
+    names = {url: url.split("/")[2] for url in bodies}
     for url, body in [*bodies.items(), ("/v1/nope", {})]:
         job_id = uuid.uuid4().hex
         job = {"custom_id": "a", "method": "POST", "url": url, "body": body}

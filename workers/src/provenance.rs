@@ -30,6 +30,8 @@ impl Origin {
     pub fn new(worker: &str, model: &Model, weights: Option<&str>) -> Self {
         let quantization = match model.dtype {
             Dtype::F32 => "f32",
+            Dtype::F16 => "f16",
+            Dtype::Bf16 => "bf16",
             Dtype::Int8 => "int8",
         };
         let revision = [model.source.as_deref(), model.path.as_deref()].into_iter().flatten().collect::<Vec<_>>();

@@ -143,25 +143,33 @@ fn read_job(file: &Path) -> anyhow::Result<Job> {
 fn job_from_flags(args: &SubmitArgs) -> anyhow::Result<Job> {
     let mut body = Map::new();
     body.insert("model".to_owned(), json!(args.model));
-    let endpoint = match (&args.message, &args.prompt) {
-        (Some(message), _) => {
+    let endpoint = match args {
+        SubmitArgs { message: Some(message), .. } => {
             let system = args.system.iter().map(|text| json!({ "role": "system", "content": text }));
             let user = json!({ "role": "user", "content": message });
             body.insert("messages".to_owned(), system.chain([user]).collect());
             Endpoint::ChatCompletions
         }
-        (None, Some(prompt)) => {
+        SubmitArgs { prompt: Some(prompt), .. } => {
             body.insert("prompt".to_owned(), json!(prompt));
             Endpoint::Completions
         }
-        (None, None) => {
-            let input = match args.input.as_slice() {
-                [] => return Err(Usage("--model needs one of --input, --message or --prompt".to_owned()).into()),
-                [text] => json!(text),
-                texts => json!(texts),
-            };
-            body.insert("input".to_owned(), input);
+        SubmitArgs { query: Some(query), .. } => {
+            body.insert("query".to_owned(), json!(query));
+            body.insert("documents".to_owned(), json!(args.document));
+            Endpoint::Rerank
+        }
+        SubmitArgs { classify, .. } if !classify.is_empty() => {
+            body.insert("input".to_owned(), one_or_all(classify));
+            Endpoint::Classify
+        }
+        SubmitArgs { input, .. } if !input.is_empty() => {
+            body.insert("input".to_owned(), one_or_all(input));
             Endpoint::Embeddings
+        }
+        _ => {
+            let needed = "--input, --classify, --query, --message or --prompt";
+            return Err(Usage(format!("--model needs one of {needed}")).into());
         }
     };
     for field in &args.set {
@@ -172,4 +180,11 @@ fn job_from_flags(args: &SubmitArgs) -> anyhow::Result<Job> {
         body.insert(name.to_owned(), value);
     }
     Ok(Job { custom_id: None, method: Method::Post, url: endpoint.url().to_owned(), body: Value::Object(body) })
+}
+
+fn one_or_all(texts: &[String]) -> Value {
+    match texts {
+        [text] => json!(text),
+        texts => json!(texts),
+    }
 }

@@ -153,3 +153,15 @@ fn an_unknown_model_is_refused_with_the_known_ones() {
     let message = echo("").unwrap().model("m-2").unwrap_err().to_string();
     assert_eq!(message, "registry: model \"m-2\" is not in it; it has \"m-1\"");
 }
+
+#[test]
+fn types_and_prompts_are_those_of_encoders() {
+    assert_refused(echo("dtype = \"int8\""), "dtype", "other types are for encoders");
+    let lines = "source = \"m\"\ndtype = \"int8\"\nprompts.query = \"query: \"\ndefault_prompt_name = \"query\"";
+    let registry = embed(lines).unwrap();
+    assert_eq!(registry.models[0].dtype, Dtype::Int8);
+    assert_eq!(Registry::parse(&toml::to_string(&registry).unwrap()).unwrap(), registry);
+    let classify = "[[models]]\nname = \"m-1\"\ntask = \"classify\"\nsource = \"m\"\nprompts.query = \"q\"";
+    assert_refused(Registry::parse(classify), "prompts", "are for the task \"embed\" alone");
+    assert_syntax(embed("dtype = \"int4\""), "line 4", "int4");
+}

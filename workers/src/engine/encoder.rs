@@ -7,6 +7,7 @@ mod blueprint;
 mod cpu;
 mod family;
 mod files;
+mod gpu;
 mod pooling;
 mod weights;
 
@@ -14,10 +15,13 @@ use std::collections::{HashMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 
-use schemas::registry::{Model, Task};
+use candle_core::{DType, Device};
+use schemas::registry::{Dtype, Model, Task};
 
+use self::blueprint::{Affine, Head, NormWeights};
 use self::cpu::Cpu;
 use self::files::Files;
+use self::gpu::Gpu;
 pub use self::weights::files as weight_files;
 use super::text::Text;
 use super::{Engine, Goal, LoadError, Output, Sequence, SequenceId, StepError};
@@ -30,9 +34,16 @@ struct Input<'a> {
     pair_at: Option<usize>,
 }
 
+/// What runs a model.
+#[derive(Debug)]
+enum Executor {
+    Cpu(Cpu),
+    Gpu(Gpu),
+}
+
 #[derive(Debug)]
 pub struct Encoder {
-    model: Cpu,
+    executor: Executor,
     tokens_max: usize,
     waiting: VecDeque<(SequenceId, Arc<Sequence>)>,
     waiting_tokens: usize,
@@ -42,7 +53,7 @@ pub struct Encoder {
 impl Encoder {
     /// Loads a model from a folder in the layout of the Hugging Face hub, with the files of sentence-transformers where
     /// they are present.
-    pub fn load(folder: &Path, model: &Model) -> Result<(Text, Self), LoadError> {
+    pub fn load(folder: &Path, model: &Model, device: &Device) -> Result<(Text, Self), LoadError> {
         let Files { model: read, config, tokenizer, tokens_max } = Files::read(folder)?;
         let positions = read.shape.positions;
         let tokens_max = model.limits.prompt_tokens.or(tokens_max).unwrap_or(positions).min(positions);
@@ -59,14 +70,44 @@ impl Encoder {
             }
         };
         let frame = text.encode("").map_err(|error| LoadError::file(folder, error))?;
-        let cpu = Cpu::new(read, head, model.dtype, &frame)?;
-        tracing::info!(level = cpu.level().name(), "encoder is ready");
-        Ok((text, Self::new(cpu, model.limits.batch_tokens)))
+        let executor = match device.is_cpu() {
+            true => Executor::Cpu(Cpu::new(read, head, model.dtype, &frame)?),
+            false => Executor::on(read, head, model.dtype, device)?,
+        };
+        if let Executor::Cpu(cpu) = &executor {
+            tracing::info!(level = cpu.level().name(), "encoder is ready");
+        }
+        Ok((text, Self::new(executor, model.limits.batch_tokens)))
     }
 
-    fn new(model: Cpu, tokens_max: usize) -> Self {
+    fn new(executor: Executor, tokens_max: usize) -> Self {
         let (waiting, finished) = (VecDeque::new(), Vec::new());
-        Self { model, tokens_max, waiting, waiting_tokens: 0, finished }
+        Self { executor, tokens_max, waiting, waiting_tokens: 0, finished }
+    }
+}
+
+impl Executor {
+    /// On a device of candle's.
+    fn on(
+        model: family::Model,
+        head: Head<Affine, NormWeights>,
+        dtype: Dtype,
+        device: &Device,
+    ) -> Result<Self, LoadError> {
+        let dtype = match dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::Bf16 => DType::BF16,
+            Dtype::Int8 => return Err(LoadError::NeedsCpu(dtype)),
+        };
+        Gpu::new(model, head, dtype, device).map(Self::Gpu)
+    }
+
+    fn run(&self, inputs: &[Input<'_>]) -> Result<Vec<Vec<f32>>, StepError> {
+        match self {
+            Self::Cpu(cpu) => Ok(cpu.run(inputs)),
+            Self::Gpu(gpu) => gpu.run(inputs).map_err(|error| StepError(error.to_string())),
+        }
     }
 }
 
@@ -102,7 +143,7 @@ impl Engine for Encoder {
                 })
             })
             .collect();
-        let vectors = self.model.run(&inputs);
+        let vectors = self.executor.run(&inputs)?;
         for ((id, sequence), place) in batch.iter().zip(places) {
             let vector = vectors[place].clone();
             let output = match sequence.goal {

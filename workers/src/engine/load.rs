@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::Device;
-use schemas::registry::{Model, Task};
+use schemas::registry::{Dtype, Model, Task};
 use sha2::{Digest, Sha256};
 
 use super::Engine;
@@ -37,6 +37,10 @@ pub enum LoadError {
     NoFiles,
     #[error("no threads can be started: {0}")]
     Threads(rayon::ThreadPoolBuildError),
+    #[error("dtype {0:?} needs a GPU; on a processor encoders compute in f32 or int8")]
+    NeedsGpu(Dtype),
+    #[error("dtype {0:?} is for processors; on a GPU encoders compute in f32, f16 or bf16")]
+    NeedsCpu(Dtype),
     #[error("no GPU can be used: {0}")]
     Device(candle_core::Error),
 }
@@ -67,9 +71,10 @@ fn load_unguarded(model: &Model, files: Option<&Path>) -> Result<Loaded, LoadErr
             Ok(Loaded { text: Arc::new(text), engine, digest: None, device: CPU })
         }
         (Task::Embed | Task::Classify | Task::Rerank, Some(folder)) => {
-            let (text, encoder) = Encoder::load(folder, model)?;
+            let device = device()?;
+            let (text, encoder) = Encoder::load(folder, model, &device)?;
             let digest = Some(digest(&encoder::weight_files(folder)?)?);
-            Ok(Loaded { text: Arc::new(text), engine: Box::new(encoder), digest, device: CPU })
+            Ok(Loaded { text: Arc::new(text), engine: Box::new(encoder), digest, device: name(&device) })
         }
         (Task::Generate, Some(path)) => {
             let (file, device) = (gguf_file(path)?, device()?);

@@ -14,12 +14,15 @@ use hf_hub::{HFClient, HFClientBuilder, HFError};
 use super::error::FetchError;
 use super::{Fetcher, check_pin, store};
 
-/// What loading a BERT needs.
+/// What loading an encoder needs.
 const ENCODER_FILES: [&str; 3] = ["config.json", "tokenizer.json", "model.safetensors"];
-/// How sentence-transformers says what is done around the BERT.
-const OPTIONAL_FILES: [&str; 5] = [
+/// How sentence-transformers says what is done around the model.
+const OPTIONAL_FILES: [&str; 8] = [
     "modules.json",
+    "config_sentence_transformers.json",
     "1_Pooling/config.json",
+    "2_Dense/config.json",
+    "2_Dense/model.safetensors",
     "sentence_bert_config.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

@@ -98,6 +98,31 @@ impl<L, N> Layer<L, N> {
     }
 }
 
+impl<L, N, E> Layer<Result<L, E>, Result<N, E>> {
+    /// A layer, if all of its parts could be made.
+    pub fn transpose(self) -> Result<Layer<L, N>, E> {
+        let head_norms = match self.head_norms {
+            Some([query, key]) => Some([query?, key?]),
+            None => None,
+        };
+        Ok(Layer {
+            projection: self.projection?,
+            output: self.output?,
+            up: self.up?,
+            down: self.down?,
+            norm: self.norm.transpose()?,
+            head_norms,
+            rotary: self.rotary,
+            window: self.window,
+            output_norm: self.output_norm.transpose()?,
+            perceptron_norm: self.perceptron_norm.transpose()?,
+            activation: self.activation,
+            gated: self.gated,
+            down_norm: self.down_norm.transpose()?,
+        })
+    }
+}
+
 /// How a sequence's vectors become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pooling {

@@ -61,12 +61,13 @@ enum Weights {
 }
 
 impl Weights {
-    fn exact(Affine { weight, bias, inputs }: Affine) -> Self {
-        Self::F32(Linear::new(&weight, bias.as_deref(), inputs))
+    fn exact(affine: Affine) -> Self {
+        Self::F32(exact(affine))
     }
 
-    fn watched(Affine { weight, bias, inputs }: Affine) -> Self {
-        Self::Watched(Linear::new(&weight, bias.as_deref(), inputs), Mutex::new(vec![0.0; inputs]))
+    fn watched(affine: Affine) -> Self {
+        let sizes = Mutex::new(vec![0.0; affine.inputs]);
+        Self::Watched(exact(affine), sizes)
     }
 
     fn quantized(Affine { weight, bias, inputs }: Affine, sizes: &[f32]) -> Self {
@@ -103,7 +104,11 @@ impl Weights {
     }
 }
 
-fn norm(weights: NormWeights) -> Norm {
+pub fn exact(Affine { weight, bias, inputs }: Affine) -> Linear {
+    Linear::new(&weight, bias.as_deref(), inputs)
+}
+
+pub fn norm(weights: NormWeights) -> Norm {
     match weights {
         NormWeights::Layer { weight, bias, epsilon } => Norm::layer(weight, bias, epsilon),
         NormWeights::Rms { weight, epsilon } => Norm::rms(weight, epsilon),
@@ -117,7 +122,6 @@ impl Cpu {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let threads =
             rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|_| "encoder".to_owned()).build();
-        let exact = |Affine { weight, bias, inputs }: Affine| Linear::new(&weight, bias.as_deref(), inputs);
         let Embedding { words, positions, types, norm: embedding_norm } = model.embedding.clone();
         let mut cpu = Self {
             level: Level::best(),
@@ -131,6 +135,7 @@ impl Cpu {
         };
         cpu.layers = match dtype {
             Dtype::F32 => layers(&model, |_| Weights::exact)?,
+            Dtype::F16 | Dtype::Bf16 => return Err(LoadError::NeedsGpu(dtype)),
             Dtype::Int8 => {
                 cpu.layers = layers(&model, |_| Weights::watched)?;
                 cpu.watch(&model, frame);

@@ -12,7 +12,7 @@ fn golden(family: &str) -> PathBuf {
 
 fn load(folder: &Path, lines: &str) -> Result<(Text, Encoder), LoadError> {
     let registry = format!("[[models]]\nname = \"m\"\nsource = \"m\"\n{lines}\n");
-    Encoder::load(folder, &Registry::parse(&registry).unwrap().models[0])
+    Encoder::load(folder, &Registry::parse(&registry).unwrap().models[0], &Device::Cpu)
 }
 
 fn bert(lines: &str) -> Encoder {
@@ -56,6 +56,24 @@ fn a_vector_does_not_depend_on_what_else_is_in_the_batch() {
             let apart = alone.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(apart < 1e-5, "{dtype}: {apart}");
             assert!((expected.iter().map(|value| value * value).sum::<f32>() - 1.0).abs() < 1e-5);
+        }
+    }
+}
+
+#[test]
+fn candle_computes_the_same_as_the_kernels() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/encoders");
+    let families = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
+    for folder in families {
+        let (_, mut encoder) = load(&folder, "task = \"embed\"").unwrap();
+        let expected = run(&mut encoder, &sequences());
+        let read = Files::read(&folder).unwrap().model;
+        let head = files::embedder(&folder, &read).unwrap();
+        encoder.executor = Executor::on(read, head, Dtype::F32, &Device::Cpu).unwrap();
+        for (ours, expected) in run(&mut encoder, &sequences()).iter().zip(&expected) {
+            let (Output::Embedding(ours), Output::Embedding(expected)) = (ours, expected) else { panic!() };
+            let apart = ours.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(apart < 1e-4, "{}: {apart}", folder.display());
         }
     }
 }
