@@ -315,17 +315,16 @@ async fn the_loggers_admin_port_tells_what_was_written() {
     let (deployment, _worker) = Deployment::with_worker(&echo_registry(0, "")).await;
     let (_logger, address) = Logger::with_metrics(&deployment);
     answer_many(&deployment, 1).await;
-    // A worker tells its pace after its first job: a look before that has no seconds yet.
-    let is_shown = |text: &str, (name, _, help): &workers::metrics::Row| {
-        text.contains(&format!("# HELP {name} {help}")) || *name == "inferq_logger_dead_letters_total"
-    };
-    let shown = eventually("the lines are counted and everything is told", async || {
-        metrics(&address).await.filter(|text| {
-            text.contains("inferq_logger_records_total{kind=\"log\"} 3")
-                && workers::logger::metrics::TABLE.iter().all(|row| is_shown(text, row))
-        })
+    // A worker tells its pace after its first job: a look at the queue before that has no seconds yet.
+    let expected = ["inferq_logger_records_total{kind=\"log\"} 3", "inferq_backlog_empty_seconds{"];
+    let shown = eventually("the lines are counted and the pace is told", async || {
+        metrics(&address).await.filter(|text| expected.iter().all(|series| text.contains(series)))
     })
     .await;
+    for (name, _, help) in workers::logger::metrics::TABLE {
+        let is_shown = shown.contains(&format!("# HELP {name} {help}"));
+        assert!(is_shown || name == "inferq_logger_dead_letters_total", "{name}\n{shown}");
+    }
     assert!(shown.contains("inferq_logger_lag{kind=\"log\"} 0"), "{shown}");
     for path in ["/livez", "/readyz"] {
         assert_eq!(reqwest::get(format!("http://{address}{path}")).await.unwrap().status().as_u16(), 200, "{path}");

@@ -1,5 +1,7 @@
 //! Metrics of the logger, for Prometheus.
 
+use std::sync::Mutex;
+
 use async_nats::connection::State;
 use connect::Connection;
 use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
@@ -47,6 +49,8 @@ pub struct Metrics {
     backlog: GaugeVec,
     empty: GaugeVec,
     workers: GaugeVec,
+    /// Held while the gauges of the queue are set or shown: what is shown comes from one look.
+    look: Mutex<()>,
 }
 
 impl Default for Metrics {
@@ -66,6 +70,7 @@ impl Default for Metrics {
             backlog: catalog.add_labelled("inferq_backlog_seconds", GaugeVec::new),
             empty: catalog.add_labelled("inferq_backlog_empty_seconds", GaugeVec::new),
             workers: catalog.add_labelled("inferq_workers", GaugeVec::new),
+            look: Mutex::new(()),
             catalog,
         };
         metrics.show_labels();
@@ -94,6 +99,7 @@ impl Metrics {
 
     /// All that is known of the queue now. What stood there before is gone.
     pub fn set_queue(&self, waiting: &[Waiting], workers: &[Workers]) {
+        let _look = self.look.lock().expect("setting gauges does not panic");
         for gauge in [&self.queued, &self.in_flight, &self.age, &self.backlog, &self.empty, &self.workers] {
             gauge.reset();
         }
@@ -122,6 +128,7 @@ impl Metrics {
 
     /// The text exposition format.
     pub fn render(&self, connection: &Connection) -> String {
+        let _look = self.look.lock().expect("setting gauges does not panic");
         self.connected.set((connection.client.connection_state() == State::Connected).into());
         self.connects.reset();
         self.connects.inc_by(*connection.connects.borrow());
