@@ -5,7 +5,7 @@ CARGO := cargo --locked
 DENY_VERSION := 0.20.2
 DENY := $(abspath $(BIN))/../tools/bin/cargo-deny
 
-.PHONY: help build demo test check check-deploy bench bench-encoder chaos scale-test fuzz images compose-test schemas fmt
+.PHONY: help build demo test check check-deploy check-cuda bench bench-encoder chaos scale-test fuzz images compose-test schemas fmt
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
@@ -40,6 +40,19 @@ $(DENY):
 check-deploy: ## check the Helm chart, the Dockerfiles and the Compose file, without a cluster or a daemon
 	DEPLOY_TOOLS="$(abspath $(BIN))/../tools/deploy" k8s/check.sh
 	docker/check.sh
+
+# Into a folder of its own, since all crates that know of the feature are compiled anew. CUDA_COMPUTE_CAP=90 is for H100.
+check-cuda: export CUDA_HOME := $(abspath $(BIN))/../tools/cuda
+check-cuda: export CUDA_COMPUTE_CAP ?= 80
+check-cuda: export LIBRARY_PATH := $(CUDA_HOME)/lib64:$(CUDA_HOME)/lib64/stubs
+check-cuda: ## compile what runs on NVIDIA GPUs, and its tests, without a GPU; some 15 minutes
+	test -x "$(CUDA_HOME)/bin/nvcc" || docker/cuda/toolkit.sh "$(CUDA_HOME)"
+	PATH="$(CUDA_HOME)/bin:$$PATH" CARGO_TARGET_DIR="$(abspath $(BIN))/../cuda" \
+	RUSTFLAGS="-L native=$(CUDA_HOME)/lib64 -L native=$(CUDA_HOME)/lib64/stubs" \
+	$(CARGO) clippy --release -p workers --all-targets --features cuda -- -D warnings
+	PATH="$(CUDA_HOME)/bin:$$PATH" CARGO_TARGET_DIR="$(abspath $(BIN))/../cuda" \
+	RUSTFLAGS="-L native=$(CUDA_HOME)/lib64 -L native=$(CUDA_HOME)/lib64/stubs" \
+	$(CARGO) test --release -p workers --features cuda --no-run
 
 # BENCH_ARGS: names of cases, all of them unless given: echo, cache, fairness, models.
 bench: build ## measure the queue and the models beside bare JetStream

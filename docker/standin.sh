@@ -75,19 +75,7 @@ rust)
 cuda)
     # NVIDIA's compiler and libraries as Python packages, laid out as in its images.
     compilers
-    pip download -q --no-deps -d "$work/wheels" nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 \
-        nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85 nvidia-cuda-nvrtc==13.0.88 \
-        nvidia-cublas==13.1.0.3 nvidia-curand==10.4.0.35
-    for wheel in "$work"/wheels/*.whl; do python3 -m zipfile -e "$wheel" "$work/wheel"; done
-    cuda=$root/usr/local/cuda
-    mv "$work/wheel/nvidia/cu13" "$cuda"
-    mv "$cuda/lib" "$cuda/lib64"
-    find "$cuda/bin" "$cuda/nvvm/bin" -type f -exec chmod 755 {} +
-    for library in "$cuda"/lib64/*.so.*; do ln -sf "${library##*/}" "${library%.so.*}.so"; done
-    # The driver's part, of which a linker needs no more than the names.
-    mkdir -p "$cuda/lib64/stubs"
-    grep -oE '\bcu[A-Z][A-Za-z0-9_]*' "$cuda/include/cuda.h" | sort -u | sed 's/.*/void &(void) {}/' |
-        gcc -shared -x c -w -Wl,-soname,libcuda.so.1 -o "$cuda/lib64/stubs/libcuda.so" -
+    "$(dirname "$0")/cuda/toolkit.sh" "$root/usr/local/cuda"
     import --change 'ENV LIBRARY_PATH=/usr/local/cuda/lib64/stubs' \
         --change 'ENV PATH=/usr/local/cuda/bin:/usr/local/bin:/usr/bin:/bin' --change 'CMD ["bash"]'
     ;;

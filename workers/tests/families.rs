@@ -112,6 +112,7 @@ fn a_cut_pair_keeps_its_first_text_and_its_special_tokens() {
     }
 }
 
+#[cfg(not(feature = "cuda"))]
 #[test]
 fn int8_is_near() {
     for folder in families() {
