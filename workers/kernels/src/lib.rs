@@ -1,4 +1,4 @@
-//! Kernels of encoders on processors: linear layers in f32 and int8, attention, norms, rotary positions.
+//! Kernels of encoders, on processors and, with the feature `cuda`, on GPUs: linear layers in f32 and int8, attention, norms, rotary positions.
 //!
 //! Matrices are slices of rows, one after the other; all functions run on the calling thread and take no memory of their
 //! own beside what they are handed to use again. They know nothing of models. Each is tested against the plain code in
@@ -13,6 +13,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod buffer;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod level;
 mod linear;
 mod math;

@@ -1,27 +1,30 @@
-//! An encoder on a GPU, by candle. It does the same as `cpu`: what is said of tokens one by one is computed on the packed
-//! rows of a batch. Attention is computed on groups of sequences of about the same length, padded to the longest of each.
+//! An encoder on a GPU, by candle. It does the same as `cpu`, on the packed rows of a batch; attention and pooling are
+//! kernels of our own.
+
+mod attention;
+mod packed;
+#[cfg(feature = "cuda")]
+mod rowwise;
 
 use std::collections::HashMap;
-use std::ops::Range;
 
 use candle_core::{D, DType, Device, Result, Tensor};
-use candle_nn::ops::{layer_norm, rms_norm, silu, softmax_last_dim};
+use candle_nn::ops::{layer_norm, rms_norm, silu};
 use kernels::{Activation, Level, Linear};
 
+use self::attention::Attention;
+use self::packed::{Packed, Pool};
+#[cfg(feature = "cuda")]
+use self::rowwise::{Activate, Sum};
 use super::Input;
 use super::blueprint::{Affine, Head, Layer, NormWeights, Shape};
 use super::cpu::{exact, norm};
 use super::family::Model;
-use super::pooling::pool;
+use super::pooling::finish;
 use crate::engine::LoadError;
 
-/// Sequences are of one group while the longest is at most so many times as long as the shortest, and some tokens more.
-const STRETCH: f64 = 1.25;
-const STRETCH_TOKENS: usize = 8;
-/// Scores of a group: heads times the squares of lengths.
-const SCORES_MAX: usize = 1 << 28;
-/// What hides a key. The least f16 is no smaller.
-const HIDDEN: f32 = -65_504.0;
+/// Values of the largest head that the kernels have room for.
+const HEAD_MAX: usize = 256;
 
 #[derive(Debug)]
 pub struct Gpu {
@@ -35,7 +38,9 @@ pub struct Gpu {
     embedding_norm: Option<Norm>,
     layers: Vec<Layer<Dense, Norm>>,
     final_norm: Option<Norm>,
-    /// Pooling is done on the processor.
+    /// `[heads, distances]`, where distance is told of in scores.
+    distance_bias: Option<Tensor>,
+    /// What follows pooling is done on the processor.
     head: Head<Linear, kernels::Norm>,
 }
 
@@ -52,25 +57,12 @@ enum Norm {
     Rms { weight: Tensor, epsilon: f32 },
 }
 
-/// Sequences of about the same length, one after the other in the packed rows.
-struct Group {
-    rows: Range<usize>,
-    count: usize,
-    longest: usize,
-    /// For each place of the padded group its row in the group, and for each row its place.
-    spread: Tensor,
-    gather: Tensor,
-    lengths: Vec<usize>,
-}
-
-/// Rows of a batch, and what layers share of it.
+/// What the layers share of a batch.
 struct Batch {
-    groups: Vec<Group>,
+    packed: Packed,
     positions: Vec<u32>,
     /// By the base of rotary positions: cosines and sines for each row.
     turns: HashMap<u64, (Tensor, Tensor)>,
-    /// By window: for each group what is added to its scores.
-    masks: HashMap<Option<usize>, Vec<Tensor>>,
 }
 
 impl Gpu {
@@ -86,7 +78,12 @@ impl Gpu {
             Tensor::from_slice(values, (values.len() / hidden, hidden), device).and_then(|table| table.to_dtype(dtype))
         };
         let norm_of = |weights| Norm::new(weights, dtype, device);
+        if shape.size > HEAD_MAX {
+            let message = format!("heads of {} values are too large; {HEAD_MAX} is the most", shape.size);
+            return Err(failed(candle_core::Error::Msg(message)));
+        }
         let embedding = &model.embedding;
+        let distances = |bias: &[Vec<f32>]| Tensor::from_vec(bias.concat(), (bias.len(), bias[0].len()), device);
         let mut layers = Vec::with_capacity(model.layers);
         for index in 0..model.layers {
             let made = model.layer(index)?.map(|affine| Dense::new(affine, dtype, device), norm_of);
@@ -98,6 +95,7 @@ impl Gpu {
             types: embedding.types.as_ref().map(|types| table(&types.concat())).transpose().map_err(failed)?,
             embedding_norm: embedding.norm.clone().map(norm_of).transpose().map_err(failed)?,
             final_norm: model.final_norm.clone().map(norm_of).transpose().map_err(failed)?,
+            distance_bias: shape.distance_bias.as_deref().map(distances).transpose().map_err(failed)?,
             layers,
             head: head.map(exact, norm),
             device: device.clone(),
@@ -108,39 +106,24 @@ impl Gpu {
 
     /// One vector for each input, as [`Cpu::run`](super::cpu::Cpu::run) gives it.
     pub fn run(&self, inputs: &[Input<'_>]) -> Result<Vec<Vec<f32>>> {
-        let mut order: Vec<usize> = (0..inputs.len()).collect();
-        order.sort_by_key(|&index| inputs[index].tokens.len());
-        let sorted: Vec<Input<'_>> = order.iter().map(|&index| inputs[index]).collect();
-        let rows = self.rows(&sorted)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        let (mut vectors, mut start) = (vec![Vec::new(); inputs.len()], 0);
-        for (index, input) in order.into_iter().zip(sorted) {
-            let end = start + input.tokens.len() * self.shape.hidden;
-            vectors[index] = pool(Level::best(), &self.head, &rows[start..end], self.shape.hidden);
-            start = end;
-        }
-        Ok(vectors)
+        let packed = Packed::new(inputs.iter().map(|input| input.tokens.len()), &self.device)?;
+        let mut batch = Batch { positions: packed.positions(), packed, turns: HashMap::new() };
+        let rows = self.rows(inputs, &mut batch)?;
+        let pooled = rows.apply_op1_no_bwd(&Pool { packed: &batch.packed, poolings: &self.head.pooling })?;
+        Ok(pooled.to_vec2::<f32>()?.into_iter().map(|vector| finish(Level::best(), &self.head, vector)).collect())
     }
 
     /// The vectors of all tokens.
-    fn rows(&self, inputs: &[Input<'_>]) -> Result<Tensor> {
-        let mut batch = self.batch(inputs)?;
-        let mut hidden = self.embed(inputs, &batch)?;
+    fn rows(&self, inputs: &[Input<'_>], batch: &mut Batch) -> Result<Tensor> {
+        let mut hidden = self.embed(inputs, batch)?;
         for layer in &self.layers {
             let input = applied(&layer.norm, &hidden)?;
-            let projected = self.project(layer, &input, &mut batch)?;
-            let mixed = layer.output.forward(&self.attend(layer, &projected, &mut batch)?)?;
-            hidden = applied(&layer.output_norm, &(hidden + mixed)?)?;
+            let projected = self.project(layer, &input, batch)?;
+            let mixed = layer.output.product(&self.attend(layer, &projected, batch)?)?;
+            hidden = layer.output.added(&mixed, &hidden, layer.output_norm.as_ref())?;
             let input = applied(&layer.perceptron_norm, &hidden)?;
-            let mut inner = layer.up.forward(&input)?;
-            inner = match layer.gated {
-                true => {
-                    let half = inner.dim(1)? / 2;
-                    (activate(layer.activation, &inner.narrow(1, 0, half)?.contiguous()?)?
-                        * inner.narrow(1, half, half)?)?
-                }
-                false => activate(layer.activation, &inner)?,
-            };
-            hidden = applied(&layer.down_norm, &(hidden + layer.down.forward(&inner)?)?)?;
+            let inner = layer.up.activated(&layer.up.product(&input)?, layer.activation, layer.gated)?;
+            hidden = layer.down.added(&layer.down.product(&inner)?, &hidden, layer.down_norm.as_ref())?;
         }
         applied(&self.final_norm, &hidden)
     }
@@ -163,14 +146,12 @@ impl Gpu {
     /// Queries, keys and values of all rows, `[rows, heads, size]`, with their positions.
     fn project(&self, layer: &Layer<Dense, Norm>, input: &Tensor, batch: &mut Batch) -> Result<[Tensor; 3]> {
         let Shape { heads, kv_heads, size, .. } = self.shape;
-        let projected = layer.projection.forward(input)?;
+        let projected = layer.projection.activated(&layer.projection.product(input)?, Activation::None, false)?;
         let rows = projected.dim(0)?;
-        let part = |from: usize, heads: usize| {
-            projected.narrow(1, from * size, heads * size)?.contiguous()?.reshape((rows, heads, size))
-        };
+        let part = |from: usize, heads: usize| projected.reshape((rows, (), size))?.narrow(1, from, heads);
         let [mut queries, mut keys] = [part(0, heads)?, part(heads, kv_heads)?];
         if let Some([query_norm, key_norm]) = &layer.head_norms {
-            (queries, keys) = (query_norm.apply(&queries)?, key_norm.apply(&keys)?);
+            (queries, keys) = (query_norm.apply(&queries.contiguous()?)?, key_norm.apply(&keys.contiguous()?)?);
         }
         if let Some(base) = layer.rotary {
             let (cosines, sines) = batch.turn(base, size, self.dtype, &self.device)?;
@@ -179,90 +160,14 @@ impl Gpu {
         Ok([queries, keys, part(heads + kv_heads, kv_heads)?])
     }
 
-    fn attend(&self, layer: &Layer<Dense, Norm>, parts: &[Tensor; 3], batch: &mut Batch) -> Result<Tensor> {
-        let Shape { heads, kv_heads, size, .. } = self.shape;
-        batch.mask(layer.window, &self.shape, &self.device)?;
-        let mut mixed = Vec::with_capacity(batch.groups.len());
-        for (group, mask) in batch.groups.iter().zip(&batch.masks[&layer.window]) {
-            let padded = |rows: &Tensor, heads: usize| {
-                let rows = rows.narrow(0, group.rows.start, group.rows.len())?.contiguous()?;
-                let spread = rows.index_select(&group.spread, 0)?.reshape((group.count, group.longest, heads, size))?;
-                spread.transpose(1, 2)?.contiguous()
-            };
-            let shared = |rows: &Tensor| repeated(&padded(rows, kv_heads)?, heads / kv_heads);
-            let [queries, keys, values] = [padded(&parts[0], heads)?, shared(&parts[1])?, shared(&parts[2])?];
-            let scores = (queries.matmul(&keys.t()?)?.to_dtype(DType::F32)? / (size as f64).sqrt())?;
-            let shares = softmax_last_dim(&scores.broadcast_add(mask)?)?.to_dtype(self.dtype)?;
-            let places = shares.matmul(&values)?.transpose(1, 2)?.contiguous()?;
-            let places = places.reshape((group.count * group.longest, heads * size))?;
-            mixed.push(places.index_select(&group.gather, 0)?);
-        }
-        Tensor::cat(&mixed, 0)
-    }
-
-    fn batch(&self, sorted: &[Input<'_>]) -> Result<Batch> {
-        let lengths: Vec<usize> = sorted.iter().map(|input| input.tokens.len()).collect();
-        let positions = lengths.iter().flat_map(|&length| 0..length as u32).collect();
-        let (mut groups, mut rest, mut start) = (Vec::new(), &lengths[..], 0);
-        while let Some(&shortest) = rest.first() {
-            let most = (shortest as f64 * STRETCH) as usize + STRETCH_TOKENS;
-            let room = |&(index, &length): &(usize, &usize)| {
-                index == 0 || length <= most && (index + 1) * length * length * self.shape.heads <= SCORES_MAX
-            };
-            let (group, later) = rest.split_at(rest.iter().enumerate().take_while(room).count());
-            let group = Group::new(group, start, &self.device)?;
-            (start, rest) = (group.rows.end, later);
-            groups.push(group);
-        }
-        Ok(Batch { groups, positions, turns: HashMap::new(), masks: HashMap::new() })
-    }
-}
-
-impl Group {
-    /// Of sequences of these lengths, ordered, whose rows begin at `start`.
-    fn new(lengths: &[usize], start: usize, device: &Device) -> Result<Self> {
-        let longest = lengths[lengths.len() - 1];
-        let (mut spread, mut gather, mut row) = (Vec::new(), Vec::new(), 0);
-        for (index, &length) in lengths.iter().enumerate() {
-            // Padding may be any row: it is not seen, and what it sees is dropped.
-            spread.extend((0..longest).map(|at| row + at.min(length - 1) as u32));
-            gather.extend((0..length).map(|at| (index * longest + at) as u32));
-            row += length as u32;
-        }
-        let (spread, gather) = (Tensor::new(spread, device)?, Tensor::new(gather, device)?);
-        Ok(Self {
-            rows: start..start + row as usize,
-            count: lengths.len(),
-            longest,
-            spread,
-            gather,
-            lengths: lengths.into(),
-        })
-    }
-
-    /// What is added to the scores of its sequences.
-    fn mask(&self, window: Option<usize>, shape: &Shape, device: &Device) -> Result<Tensor> {
-        let longest = self.longest;
-        let sees = |query: usize, key: usize, length: usize| {
-            key < length && (!shape.causal || key <= query) && window.is_none_or(|window| query.abs_diff(key) <= window)
-        };
-        let each = |&length: &usize| {
-            let row =
-                move |query: usize| (0..longest).map(move |key| if sees(query, key, length) { 0.0 } else { HIDDEN });
-            (0..longest).flat_map(row).collect::<Vec<f32>>()
-        };
-        let mask = Tensor::from_vec(
-            self.lengths.iter().flat_map(each).collect::<Vec<f32>>(),
-            (self.count, 1, longest, longest),
-            device,
-        )?;
-        let Some(bias) = &shape.distance_bias else { return Ok(mask) };
-        let of_head = |bias: &Vec<f32>| {
-            let middle = bias.len() / 2;
-            (0..longest).flat_map(|query| bias[middle - query..middle - query + longest].to_vec()).collect::<Vec<f32>>()
-        };
-        let bias: Vec<f32> = bias.iter().flat_map(of_head).collect();
-        mask.broadcast_add(&Tensor::from_vec(bias, (1, shape.heads, longest, longest), device)?)
+    fn attend(
+        &self,
+        layer: &Layer<Dense, Norm>,
+        [queries, keys, values]: &[Tensor; 3],
+        batch: &Batch,
+    ) -> Result<Tensor> {
+        let (shape, bias, window) = (&self.shape, self.distance_bias.as_ref(), layer.window);
+        queries.apply_op3_no_bwd(keys, values, &Attention { packed: &batch.packed, shape, bias, window })
     }
 }
 
@@ -283,14 +188,6 @@ impl Batch {
         self.turns.insert(base.to_bits(), made.clone());
         Ok(made)
     }
-
-    fn mask(&mut self, window: Option<usize>, shape: &Shape, device: &Device) -> Result<()> {
-        if !self.masks.contains_key(&window) {
-            let masks = self.groups.iter().map(|group| group.mask(window, shape, device)).collect::<Result<_>>()?;
-            self.masks.insert(window, masks);
-        }
-        Ok(())
-    }
 }
 
 impl Dense {
@@ -301,9 +198,40 @@ impl Dense {
         Ok(Self { weight, bias })
     }
 
-    fn forward(&self, rows: &Tensor) -> Result<Tensor> {
-        let product = rows.matmul(&self.weight)?;
-        self.bias.iter().try_fold(product, |product, bias| product.broadcast_add(bias))
+    /// Of rows and weights, without the bias.
+    fn product(&self, rows: &Tensor) -> Result<Tensor> {
+        rows.matmul(&self.weight)
+    }
+
+    fn biased(&self, product: &Tensor) -> Result<Tensor> {
+        self.bias.as_ref().map_or_else(|| Ok(product.clone()), |bias| product.broadcast_add(bias))
+    }
+
+    /// The product with the bias, activated; where it is gated, times its other half.
+    fn activated(&self, product: &Tensor, activation: Activation, gated: bool) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if product.device().is_cuda() {
+            return match (&self.bias, activation, gated) {
+                (None, Activation::None, false) => Ok(product.clone()),
+                (bias, ..) => product.apply_op1_no_bwd(&Activate { bias: bias.as_ref(), activation, gated }),
+            };
+        }
+        let biased = self.biased(product)?;
+        if !gated {
+            return activate(activation, &biased);
+        }
+        let half = biased.dim(1)? / 2;
+        activate(activation, &biased.narrow(1, 0, half)?.contiguous()?)? * biased.narrow(1, half, half)?
+    }
+
+    /// The product with the bias, added to what went in before; then a norm.
+    fn added(&self, product: &Tensor, before: &Tensor, norm: Option<&Norm>) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if product.device().is_cuda() {
+            return product.apply_op2_no_bwd(before, &Sum { bias: self.bias.as_ref(), norm });
+        }
+        let sum = (self.biased(product)? + before)?;
+        norm.map_or(Ok(sum.clone()), |norm| norm.apply(&sum))
     }
 }
 
@@ -320,9 +248,25 @@ impl Norm {
     }
 
     fn apply(&self, rows: &Tensor) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if rows.device().is_cuda() {
+            return rows.apply_op1_no_bwd(&Sum { bias: None, norm: Some(self) });
+        }
         match self {
             Self::Layer { weight, bias, epsilon } => layer_norm(rows, weight, bias, *epsilon),
             Self::Rms { weight, epsilon } => rms_norm(rows, weight, *epsilon),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn kernel(&self) -> kernels::cuda::Norm<'_> {
+        match self {
+            Self::Layer { weight, bias, epsilon } => {
+                kernels::cuda::Norm { weight, bias: Some(bias), epsilon: *epsilon, centred: true }
+            }
+            Self::Rms { weight, epsilon } => {
+                kernels::cuda::Norm { weight, bias: None, epsilon: *epsilon, centred: false }
+            }
         }
     }
 }
@@ -351,12 +295,5 @@ fn turned(heads: &Tensor, cosines: &Tensor, sines: &Tensor) -> Result<Tensor> {
     Tensor::cat(&[new_left, new_right], D::Minus1)
 }
 
-/// Each head of keys or values for as many heads of queries as share it.
-fn repeated(heads: &Tensor, times: usize) -> Result<Tensor> {
-    if times == 1 {
-        return Ok(heads.clone());
-    }
-    let (count, kv_heads, length, size) = heads.dims4()?;
-    let wide = heads.unsqueeze(2)?.expand((count, kv_heads, times, length, size))?;
-    wide.contiguous()?.reshape((count, kv_heads * times, length, size))
-}
+#[cfg(all(test, feature = "cuda"))]
+mod tests;

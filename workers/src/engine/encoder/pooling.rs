@@ -6,7 +6,12 @@ use super::blueprint::{Head, Pooling, Step};
 
 /// `rows` are the tokens' vectors, one after the other.
 pub fn pool(level: Level, head: &Head<Linear, Norm>, rows: &[f32], width: usize) -> Vec<f32> {
-    let mut vector: Vec<f32> = head.pooling.iter().flat_map(|pooling| pooling.of(rows, width)).collect();
+    let vector = head.pooling.iter().flat_map(|pooling| pooling.of(rows, width)).collect();
+    finish(level, head, vector)
+}
+
+/// What follows pooling.
+pub fn finish(level: Level, head: &Head<Linear, Norm>, mut vector: Vec<f32>) -> Vec<f32> {
     for step in &head.steps {
         match step {
             Step::Linear(linear, activation) => {
