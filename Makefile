@@ -5,7 +5,7 @@ CARGO := cargo --locked
 DENY_VERSION := 0.20.2
 DENY := $(abspath $(BIN))/../tools/bin/cargo-deny
 
-.PHONY: help build demo test check check-deploy check-cuda bench bench-encoder chaos scale-test fuzz images compose-test schemas fmt
+.PHONY: help build demo test check check-deploy check-cuda bench bench-decoder bench-encoder chaos scale-test fuzz images compose-test schemas fmt
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
@@ -61,6 +61,10 @@ bench: build ## measure the queue and the models beside bare JetStream
 # BENCH_ARGS: names of parts, all of them unless given: throughput, latency, memory, accuracy, queue; and --rounds N.
 bench-encoder: build ## measure the encoder beside the engines people would take instead
 	$(CARGO) bench -p tests --bench encoder -- $(BENCH_ARGS)
+
+# BENCH_ARGS: names of parts, all of them unless given: rates, quality, queue; and --rounds N.
+bench-decoder: build ## measure the decoder beside llama.cpp
+	$(CARGO) bench -p tests --bench decoder -- $(BENCH_ARGS)
 
 # CHAOS_ARGS: names of scenarios, --seed, --random; `make chaos CHAOS_ARGS=--help` shows them all.
 chaos: build ## break everything on purpose, long, and account for every job

@@ -120,7 +120,7 @@ pub enum Dtype {
     /// Half the size, for encoders on GPUs: of the precision of f32, or of its range.
     F16,
     Bf16,
-    /// Weights in int8, and inputs of each layer made so as they come. For encoders on processors: faster, and near.
+    /// Weights in int8, and inputs of each layer made so as they come. For processors: faster, and near.
     Int8,
 }
 
@@ -132,6 +132,8 @@ pub struct Limits {
     pub in_flight: usize,
     /// Sequences a decoder computes in one step.
     pub batch: usize,
+    /// Mebibytes for the keys and values that a decoder keeps. A sequence can be no longer than what they hold.
+    pub kv_cache_mebibytes: usize,
     /// Tokens an encoder computes in one step. A text that is longer runs alone.
     pub batch_tokens: usize,
     /// How long an engine that has nothing to do waits for more jobs after the first.
@@ -159,6 +161,7 @@ impl Default for Limits {
         Self {
             in_flight: 64,
             batch: 32,
+            kv_cache_mebibytes: 1024,
             batch_tokens: 4096,
             linger_milliseconds: 0,
             prompt_tokens: None,
@@ -345,8 +348,13 @@ impl Model {
         if has_prompts && !matches!(self.task, Task::Embed | Task::Echo) {
             return Err(self.invalid("prompts", "are for the task \"embed\" alone".into()));
         }
-        if self.dtype != Dtype::F32 && matches!(self.task, Task::Generate | Task::Echo) {
-            let reason = "must be \"f32\"; other types are for encoders: the tasks embed, classify and rerank";
+        let has_dtype = match self.task {
+            Task::Echo => self.dtype == Dtype::F32,
+            Task::Generate => matches!(self.dtype, Dtype::F32 | Dtype::Int8),
+            Task::Embed | Task::Classify | Task::Rerank => true,
+        };
+        if !has_dtype {
+            let reason = "must be \"f32\", or \"int8\" for a model that generates; other types are for encoders";
             return Err(self.invalid("dtype", reason.into()));
         }
         self.check_limits()

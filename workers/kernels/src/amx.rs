@@ -74,35 +74,57 @@ pub(crate) struct Tiled<'a>(pub Product<'a>);
 #[repr(C, align(64))]
 struct Sums([[i32; PANEL]; ROWS]);
 
+/// What the sums of all groups are together.
+#[repr(C, align(64))]
+struct Values([[f32; PANEL]; ROWS]);
+
 impl Work for Tiled<'_> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Self(mut product) = self;
-        let (depth, rows) = (product.linear.depth, product.rows);
-        let mut sums = Sums([[0; PANEL]; ROWS]);
+        let (depth, group, rows) = (product.linear.depth, product.linear.group, product.rows);
+        let (mut sums, mut values) = (Sums([[0; PANEL]; ROWS]), Values([[0.0; PANEL]; ROWS]));
         // SAFETY: the level has tiles; rows are padded to tiles, panels to whole ones.
         unsafe {
             asm!("ldtilecfg [{}]", in(reg) &raw const SHAPES, options(nostack, readonly));
             for block in (0..rows).step_by(BLOCK) {
                 let block = block..rows.min(block + BLOCK);
-                for panel in 0..product.linear.outputs.div_ceil(PANEL) {
+                for panel in product.columns.start / PANEL..product.columns.end.div_ceil(PANEL) {
                     product.at.0 = panel;
                     let weights = product.linear.panels.as_ptr().add(panel * depth * PANEL);
                     for row in block.clone().step_by(ROWS) {
                         let input = product.input.values.as_ptr().add(row * depth);
                         let height = ROWS.min(rows - row);
-                        match height > HEIGHT {
-                            true => two_by_two(input, weights, depth, &mut sums),
-                            false => one_by_two(input, weights, depth, &mut sums),
+                        for first in (0..depth).step_by(group) {
+                            let (input, weights) = (input.add(first * HEIGHT), weights.add(first * PANEL));
+                            match height > HEIGHT {
+                                true => two_by_two(input, input.add(HEIGHT * depth), weights, group, &mut sums),
+                                false => one_by_two(input, weights, group, &mut sums),
+                            }
+                            for (r, (sums, values)) in sums.0.iter().zip(&mut values.0).take(height).enumerate() {
+                                for column in (0..PANEL).step_by(2 * S::LANES) {
+                                    product.at.1 = column;
+                                    let from = sums.as_ptr().add(column);
+                                    let sums = [S::load_sums(from), S::load_sums(from.add(S::LANES))];
+                                    let [left, right] = product.scaled::<S>(sums, row + r, first / group);
+                                    let to = values.as_mut_ptr().add(column);
+                                    let (x, y) = (to, to.add(S::LANES));
+                                    let (left, right) = match first {
+                                        0 => (left, right),
+                                        _ => (S::add(S::load(x), left), S::add(S::load(y), right)),
+                                    };
+                                    S::store(x, left);
+                                    S::store(y, right);
+                                }
+                            }
                         }
-                        for (r, sums) in sums.0[..height].iter().enumerate() {
+                        for (r, values) in values.0[..height].iter().enumerate() {
                             for column in (0..PANEL).step_by(2 * S::LANES) {
-                                let first = sums.as_ptr().add(column);
-                                let sums = [S::load_sums(first), S::load_sums(first.add(S::LANES))];
                                 product.at.1 = column;
-                                product.finish::<S>(sums, row + r);
+                                let from = values.as_ptr().add(column);
+                                product.finish::<S>([S::load(from), S::load(from.add(S::LANES))], row + r);
                             }
                         }
                     }
@@ -118,7 +140,7 @@ const BLOCK: usize = 256;
 
 /// 32 rows by 32 columns.
 #[inline(always)]
-unsafe fn two_by_two(input: *const u8, weights: *const i8, depth: usize, sums: &mut Sums) {
+unsafe fn two_by_two(upper: *const u8, lower: *const u8, weights: *const i8, depth: usize, sums: &mut Sums) {
     // SAFETY: as promised by the caller; no tile is in use elsewhere on this thread.
     unsafe {
         asm!(
@@ -141,8 +163,8 @@ unsafe fn two_by_two(input: *const u8, weights: *const i8, depth: usize, sums: &
             "tilestored [{sums} + {line} + 64], tmm1",
             "tilestored [{sums} + {line} + 2048], tmm2",
             "tilestored [{sums} + {line} + 2112], tmm3",
-            upper = inout(reg) input => _,
-            lower = inout(reg) input.add(HEIGHT * depth) => _,
+            upper = inout(reg) upper => _,
+            lower = inout(reg) lower => _,
             weights = inout(reg) weights => _,
             count = inout(reg) depth / DEPTH => _,
             row = in(reg) ROW,

@@ -192,7 +192,7 @@ static HIDDEN: [[f32; 16]; 3] = [[f32::NEG_INFINITY; 16], [0.0; 16], [f32::NEG_I
 
 /// Takes keys that are not seen out, by whole vectors: reading what was just written in parts would wait for it.
 #[inline(always)]
-unsafe fn hide<S: Simd>(scores: &mut [f32], seen: Range<usize>) {
+pub(crate) unsafe fn hide<S: Simd>(scores: &mut [f32], seen: Range<usize>) {
     let (first, hidden) = (scores.as_mut_ptr(), HIDDEN.as_flattened().as_ptr());
     for at in (0..scores.len()).step_by(S::LANES) {
         if at >= seen.start && at + S::LANES <= seen.end {
@@ -210,7 +210,7 @@ unsafe fn hide<S: Simd>(scores: &mut [f32], seen: Range<usize>) {
 
 /// Makes scores into exponentials of their distance to the greatest, in place, and gives their sum.
 #[inline(always)]
-unsafe fn exponentials<S: Simd>(scores: &mut [f32]) -> f32 {
+pub(crate) unsafe fn exponentials<S: Simd>(scores: &mut [f32]) -> f32 {
     let first = scores.as_mut_ptr();
     // SAFETY: the scores are whole vectors.
     unsafe {

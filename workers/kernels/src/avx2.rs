@@ -27,6 +27,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_half(from: *const u16) -> __m256 {
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+    }
+
+    #[inline(always)]
     unsafe fn store(to: *mut f32, value: __m256) {
         unsafe { _mm256_storeu_ps(to, value) }
     }

@@ -26,6 +26,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_half(from: *const u16) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+    }
+
+    #[inline(always)]
     unsafe fn store(to: *mut f32, value: __m512) {
         unsafe { _mm512_storeu_ps(to, value) }
     }

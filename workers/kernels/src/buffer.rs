@@ -21,7 +21,8 @@ pub struct Buffer<T> {
 
 impl<T: NoUninit + AnyBitPattern> Buffer<T> {
     pub fn zeroed(length: usize) -> Self {
-        let lines = vec![Line([0; 64]); (length * size_of::<T>()).div_ceil(64)];
+        // Memory that is not touched is not taken: the system gives it as zeros when it is.
+        let lines = bytemuck::zeroed_vec((length * size_of::<T>()).div_ceil(64));
         Self { lines, length, of: std::marker::PhantomData }
     }
 

@@ -1,11 +1,9 @@
 //! Encoders on a GPU: launches the kernels of `cuda/encoder.cu` on what candle's operations are handed.
 
 use candle_core::backend::BackendStorage;
-use candle_core::cuda_backend::cudarc::driver::{
-    CudaSlice, CudaView, DeviceRepr, LaunchArgs, LaunchConfig, PushKernelArg,
-};
+use candle_core::cuda_backend::cudarc::driver::{CudaView, DeviceRepr, LaunchArgs, LaunchConfig, PushKernelArg};
 use candle_core::cuda_backend::{CudaDType, WrapErr};
-use candle_core::{CudaStorage, DType, Error, Layout, Result, Shape, Storage, Tensor};
+use candle_core::{CudaStorage, DType, Error, Layout, Result, Shape, Storage, StorageRef, Tensor};
 use half::{bf16, f16};
 
 use crate::Activation;
@@ -70,20 +68,19 @@ impl Attention<'_> {
         let (causal, window) = (i32::from(self.causal), self.window.map_or(-1, |window| window as i32));
         let scale = 1.0 / (self.size as f32).sqrt();
         let bias_length = self.bias.map_or(Ok(0), |bias| bias.dim(1))? as i32;
-        let (tiles, _) = self.tiles.storage_and_layout();
-        let bias = self.bias.map(|bias| bias.storage_and_layout().0);
-        let bias = bias.as_ref().map(|bias| slice::<f32>(bias)).transpose()?;
+        let (tiles, bias) = (self.tiles.storage_and_layout(), self.bias.map(Tensor::storage_and_layout));
+        let (tiles, bias) = (held::<u32>(&tiles)?, bias.as_ref().map(held::<f32>).transpose()?);
         let function = device.get_or_load_custom_func(name, MODULE, PTX)?;
         let mut builder = function.builder();
         for view in &views {
             builder.arg(view);
         }
-        builder.arg(&output).arg(slice::<u32>(&tiles)?);
+        builder.arg(&output).arg(&tiles);
         for stride in &strides {
             builder.arg(stride);
         }
         builder.arg(&width).arg(&group).arg(&size).arg(&causal).arg(&window).arg(&scale);
-        optional(&mut builder, bias);
+        optional(&mut builder, bias.as_ref());
         builder.arg(&bias_length);
         let blocks = (self.tiles.elem_count() / 3, self.heads);
         // SAFETY: the arguments are those of the kernel, and every row that it reads is there.
@@ -125,9 +122,10 @@ fn pool_one<T: CudaDType + DeviceRepr>(
     let rows = view::<T>(rows)?;
     let blocks = (count, width.div_ceil(THREADS as usize));
     let (width, output_width) = (width as i32, output_width as i32);
-    let (offsets, _) = offsets.storage_and_layout();
+    let offsets = offsets.storage_and_layout();
+    let offsets = held::<u32>(&offsets)?;
     let mut builder = function.builder();
-    builder.arg(&rows).arg(output).arg(slice::<u32>(&offsets)?).arg(&width).arg(&output_width).arg(&kind);
+    builder.arg(&rows).arg(output).arg(&offsets).arg(&width).arg(&output_width).arg(&kind);
     // SAFETY: the arguments are those of the kernel, and every row that it reads is there.
     unsafe { builder.launch(grid(blocks)).w()? };
     Ok(())
@@ -160,8 +158,8 @@ fn activate_as<T: CudaDType + DeviceRepr>(
     let device = rows.0.device();
     // SAFETY: the kernel writes each value before it is read.
     let output = unsafe { device.alloc::<T>(count * output_width)? };
-    let bias = bias.map(|bias| bias.storage_and_layout().0);
-    let bias = bias.as_ref().map(|bias| slice::<T>(bias)).transpose()?;
+    let bias = bias.map(Tensor::storage_and_layout);
+    let bias = bias.as_ref().map(held::<T>).transpose()?;
     let function = device.get_or_load_custom_func(name, MODULE, PTX)?;
     let (rows, width, gated) = (view::<T>(rows)?, width as i32, i32::from(gated));
     // As `encoder.cu` numbers them.
@@ -175,7 +173,7 @@ fn activate_as<T: CudaDType + DeviceRepr>(
     };
     let mut builder = function.builder();
     builder.arg(&rows);
-    optional(&mut builder, bias);
+    optional(&mut builder, bias.as_ref());
     builder.arg(&output).arg(&width).arg(&activation).arg(&gated);
     // SAFETY: the arguments are those of the kernel, and every row that it reads is there.
     unsafe { builder.launch(grid((count, 1))).w()? };
@@ -221,10 +219,10 @@ fn sum_as<T: CudaDType + DeviceRepr>(
     let output = unsafe { device.alloc::<T>(count * width)? };
     let (epsilon, centred) = norm.as_ref().map_or((0.0, 0), |norm| (norm.epsilon, i32::from(norm.centred)));
     let guards = [bias, norm.as_ref().map(|norm| norm.weight), norm.as_ref().and_then(|norm| norm.bias)]
-        .map(|tensor| tensor.map(|tensor| tensor.storage_and_layout().0));
+        .map(|tensor| tensor.map(Tensor::storage_and_layout));
     let mut weights = Vec::with_capacity(guards.len());
     for guard in &guards {
-        weights.push(guard.as_ref().map(|guard| slice::<T>(guard)).transpose()?);
+        weights.push(guard.as_ref().map(held::<T>).transpose()?);
     }
     let (rows, added) = (view::<T>(rows)?, added.map(view::<T>).transpose()?);
     let function = device.get_or_load_custom_func(name, MODULE, PTX)?;
@@ -232,12 +230,9 @@ fn sum_as<T: CudaDType + DeviceRepr>(
     let (count, width) = (count as i32, width as i32);
     let mut builder = function.builder();
     builder.arg(&rows);
-    match &added {
-        Some(added) => builder.arg(added),
-        None => builder.arg(&NULL),
-    };
-    for weight in weights {
-        optional(&mut builder, weight);
+    optional(&mut builder, added.as_ref());
+    for weight in &weights {
+        optional(&mut builder, weight.as_ref());
     }
     builder.arg(&output).arg(&count).arg(&width).arg(&epsilon).arg(&centred);
     // SAFETY: the arguments are those of the kernel, and every row that it reads is there.
@@ -248,9 +243,9 @@ fn sum_as<T: CudaDType + DeviceRepr>(
 /// Of a pointer.
 const NULL: u64 = 0;
 
-fn optional<'a, T: DeviceRepr>(builder: &mut LaunchArgs<'a>, slice: Option<&'a CudaSlice<T>>) {
-    match slice {
-        Some(slice) => builder.arg(slice),
+fn optional<'a, T: DeviceRepr>(builder: &mut LaunchArgs<'a>, view: Option<&'a CudaView<'_, T>>) {
+    match view {
+        Some(view) => builder.arg(view),
         None => builder.arg(&NULL),
     };
 }
@@ -272,10 +267,12 @@ fn view<'a, T: CudaDType>((storage, layout): Part<'a>) -> Result<CudaView<'a, T>
     Ok(storage.as_cuda_slice::<T>()?.slice(layout.start_offset()..))
 }
 
-/// Of a tensor that begins at its beginning.
-fn slice<T: CudaDType>(storage: &Storage) -> Result<&CudaSlice<T>> {
-    match storage {
-        Storage::Cuda(storage) => storage.as_cuda_slice::<T>(),
+/// A tensor that a kernel reads beside what its operation was handed.
+type Held<'a> = (StorageRef<'a>, &'a Layout);
+
+fn held<'a, T: CudaDType>((storage, layout): &'a Held<'_>) -> Result<CudaView<'a, T>> {
+    match &**storage {
+        Storage::Cuda(storage) => view((storage, layout)),
         Storage::Cpu(_) | Storage::Metal(_) => Err(Error::Msg("is not on the GPU".to_owned())),
     }
 }

@@ -1,9 +1,12 @@
 //! `y = f(x · Wᵀ + b)` for rows `x`, in f32.
 
+use std::ops::Range;
+
 use crate::activation::{Activation, finish};
 use crate::buffer::Buffer;
 use crate::level::{Level, Work};
 use crate::simd::Simd;
+use crate::team::{Pointer, Team, share};
 use crate::tile::{Matrix, Tiles, each_tile, product};
 
 /// Columns of a panel, in which weights stand next to each other as they are used.
@@ -49,11 +52,37 @@ impl Linear {
 
     /// Rows of inputs to as many rows of outputs.
     pub fn forward(&self, level: Level, input: &[f32], output: &mut [f32], activation: Activation) {
+        let rows = self.rows(input, output);
+        self.product(level, input, output.as_mut_ptr(), rows, activation, 0..self.outputs);
+    }
+
+    /// The same, each thread of a team with its share of the columns.
+    pub fn forward_on(&self, team: &Team, level: Level, input: &[f32], output: &mut [f32], activation: Activation) {
+        let (rows, output) = (self.rows(input, output), Pointer(output.as_mut_ptr()));
+        team.run(|part| {
+            let columns = share(self.outputs, PANEL, team.threads(), part);
+            self.product(level, input, output.get(), rows, activation, columns);
+        });
+    }
+
+    fn rows(&self, input: &[f32], output: &[f32]) -> usize {
         let rows = input.len() / self.inputs;
         assert_eq!(input.len(), rows * self.inputs, "whole rows go in");
         assert_eq!(output.len(), rows * self.outputs, "there is room for each row");
+        rows
+    }
+
+    fn product(
+        &self,
+        level: Level,
+        input: &[f32],
+        output: *mut f32,
+        rows: usize,
+        activation: Activation,
+        columns: Range<usize>,
+    ) {
         let input = Matrix::of(input, self.inputs);
-        level.run(Product { linear: self, input, output: output.as_mut_ptr(), rows, activation, panel: 0, column: 0 });
+        level.run(Product { linear: self, input, output, rows, activation, columns, panel: 0, column: 0 });
     }
 }
 
@@ -72,6 +101,8 @@ struct Product<'a> {
     output: *mut f32,
     rows: usize,
     activation: Activation,
+    /// Those that are wanted, in whole panels.
+    columns: Range<usize>,
     panel: usize,
     column: usize,
 }
@@ -83,7 +114,7 @@ impl Work for Product<'_> {
     unsafe fn run<S: Simd>(mut self) {
         for block in (0..self.rows).step_by(BLOCK) {
             let rows = block..self.rows.min(block + BLOCK);
-            for panel in 0..self.linear.outputs.div_ceil(PANEL) {
+            for panel in self.columns.start / PANEL..self.columns.end.div_ceil(PANEL) {
                 self.panel = panel;
                 for column in (0..PANEL).step_by(2 * S::LANES) {
                     self.column = column;

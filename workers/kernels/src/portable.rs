@@ -31,6 +31,12 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_half(from: *const u16) -> Self::F {
+        let bits = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };
+        each(|lane| half::f16::from_bits(bits[lane]).to_f32_const())
+    }
+
+    #[inline(always)]
     unsafe fn store(to: *mut f32, value: Self::F) {
         unsafe { to.cast::<Self::F>().write_unaligned(value) }
     }

@@ -18,6 +18,8 @@ pub(crate) trait Simd {
 
     unsafe fn splat(value: f32) -> Self::F;
     unsafe fn load(from: *const f32) -> Self::F;
+    /// Of f16, by their bits.
+    unsafe fn load_half(from: *const u16) -> Self::F;
     unsafe fn store(to: *mut f32, value: Self::F);
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;

@@ -1,5 +1,7 @@
 //! The product all others are made of: a few rows by two vectors of columns, kept in registers.
 
+use std::ops::Range;
+
 use crate::simd::Simd;
 
 /// What is done with tiles of rows.
@@ -12,32 +14,41 @@ pub(crate) trait Tiles {
 /// Divides rows into tiles that are as high as registers allow, and one of what is left: lower tiles keep a processor
 /// busy too, but for those of a single row.
 #[inline(always)]
-pub(crate) unsafe fn each_tile<S: Simd, T: Tiles>(rows: std::ops::Range<usize>, tiles: &mut T) {
+pub(crate) unsafe fn each_tile<S: Simd, T: Tiles>(rows: Range<usize>, tiles: &mut T) {
+    // SAFETY: as promised by the caller.
+    unsafe { tiles_of::<S, T>(rows, S::ROWS, tiles) };
+}
+
+/// The same for tiles that keep twice as much of each row.
+#[inline(always)]
+pub(crate) unsafe fn each_low_tile<S: Simd, T: Tiles>(rows: Range<usize>, tiles: &mut T) {
+    // SAFETY: as promised by the caller.
+    unsafe { tiles_of::<S, T>(rows, S::ROWS / 2, tiles) };
+}
+
+#[inline(always)]
+unsafe fn tiles_of<S: Simd, T: Tiles>(rows: Range<usize>, height: usize, tiles: &mut T) {
     let mut row = rows.start;
-    // SAFETY: as promised by the caller, and tiles end where the rows end.
-    unsafe {
-        while row + S::ROWS <= rows.end {
-            match S::ROWS {
-                12 => tiles.tile::<S, 12>(row),
+    while row < rows.end {
+        let count = height.min(rows.end - row);
+        // SAFETY: as promised by the caller, and tiles end where the rows end.
+        unsafe {
+            match count {
+                1 => tiles.tile::<S, 1>(row),
+                2 => tiles.tile::<S, 2>(row),
+                3 => tiles.tile::<S, 3>(row),
+                4 => tiles.tile::<S, 4>(row),
+                5 => tiles.tile::<S, 5>(row),
                 6 => tiles.tile::<S, 6>(row),
-                _ => tiles.tile::<S, 4>(row),
+                7 => tiles.tile::<S, 7>(row),
+                8 => tiles.tile::<S, 8>(row),
+                9 => tiles.tile::<S, 9>(row),
+                10 => tiles.tile::<S, 10>(row),
+                11 => tiles.tile::<S, 11>(row),
+                _ => tiles.tile::<S, 12>(row),
             }
-            row += S::ROWS;
         }
-        match rows.end - row {
-            0 => {}
-            1 => tiles.tile::<S, 1>(row),
-            2 => tiles.tile::<S, 2>(row),
-            3 => tiles.tile::<S, 3>(row),
-            4 => tiles.tile::<S, 4>(row),
-            5 => tiles.tile::<S, 5>(row),
-            6 => tiles.tile::<S, 6>(row),
-            7 => tiles.tile::<S, 7>(row),
-            8 => tiles.tile::<S, 8>(row),
-            9 => tiles.tile::<S, 9>(row),
-            10 => tiles.tile::<S, 10>(row),
-            _ => tiles.tile::<S, 11>(row),
-        }
+        row += count;
     }
 }
 

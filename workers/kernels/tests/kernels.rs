@@ -2,7 +2,10 @@
 
 mod reference;
 
-use kernels::{Activation, Attention, Level, Linear, Norm, QuantizedLinear, QuantizedRows, Rotary, Scratch, gate};
+use kernels::{
+    Activation, Attention, Level, Linear, Norm, PagedAttention, Pages, QuantizedLinear, QuantizedRows, Rotary, Scratch,
+    Span, Team, gate,
+};
 use proptest::prelude::*;
 use reference::{Random, close};
 
@@ -34,15 +37,20 @@ proptest! {
 
     #[test]
     fn a_quantized_layer_is_near_to_what_it_stands_for(
-        rows in 1_usize..120, inputs in 1_usize..150, outputs in 1_usize..150, function in activation(), seed: u64
+        rows in 1_usize..120, inputs in 1_usize..300, outputs in 1_usize..150, function in activation(),
+        group in prop::option::of(1_usize..200), seed: u64
     ) {
         let mut random = Random(seed);
         let (input, weight) = (random.values(rows * inputs, 2.0), random.values(outputs * inputs, 0.3));
         let bias = random.values(outputs, 1.0);
-        let linear = QuantizedLinear::new(&weight, Some(&bias), inputs, None);
+        let mut linear = QuantizedLinear::new(&weight, Some(&bias), inputs, None);
+        if let Some(group) = group {
+            linear = linear.in_groups(group);
+        }
+        let group = group.map_or(inputs, |most| reference::group(inputs, most));
         for level in Level::available() {
             let levels = if level.name() == "avx2" { 127.0 } else { 255.0 };
-            let expected = reference::quantized(&input, &weight, &bias, inputs, levels, function);
+            let expected = reference::quantized(&input, &weight, &bias, (inputs, group), levels, function);
             let mut output = vec![f32::NAN; rows * outputs];
             linear.forward(level, &input, &mut output, function, &mut QuantizedRows::default());
             // A value in the middle of two steps may go to either.
@@ -73,6 +81,70 @@ proptest! {
                 let expected = &expected[queries.start * heads * size..queries.end * heads * size];
                 prop_assert!(close(&output, expected, 1e-5), "{} {queries:?}", level.name());
             }
+        }
+    }
+
+    #[test]
+    fn paged_attention_is_what_plain_code_computes(
+        lengths in prop::collection::vec((1_usize..100, 0.0..1.0), 1..4), kv_heads in 1_usize..3, group in 1_usize..4,
+        half in 1_usize..20, window in prop::option::of(1_usize..70), seed: u64
+    ) {
+        let mut random = Random(seed);
+        let (heads, size) = (kv_heads * group, 2 * half);
+        let shape = PagedAttention { heads, kv_heads, size, scale: 0.3, window };
+        let causal = Attention {
+            heads, kv_heads, size, scale: 0.3, causal: true, window: window.map(|window| window - 1), distance_bias: None,
+        };
+        let (width, mixed) = (causal.width(), heads * size);
+        // Of each sequence some tokens are there already and the others are asked for; blocks lie in any order.
+        let mut pages = Pages::new(16, kv_heads, size);
+        let mut free: Vec<u32> = (0..16).map(|block| block * 5 % 16).collect();
+        let (mut queries, mut expected, mut held) = (Vec::new(), Vec::new(), Vec::new());
+        for (length, part) in lengths {
+            let start = ((length - 1) as f64 * part) as usize;
+            let rounded = |value: f32| half::f16::from_f32(value).to_f32();
+            let projected: Vec<f32> = random.values(length * width, 1.5).into_iter().map(rounded).collect();
+            let blocks = free.split_off(free.len() - length.div_ceil(kernels::BLOCK));
+            for (token, row) in projected.chunks_exact(width).enumerate() {
+                let (keys, values) = row[mixed..].split_at(kv_heads * size);
+                pages.write(blocks[token / kernels::BLOCK], token % kernels::BLOCK, keys, values);
+            }
+            let first = queries.len() / width;
+            queries.extend_from_slice(&projected[start * width..]);
+            expected.extend_from_slice(&reference::attention(&causal, &projected)[start * mixed..]);
+            held.push((blocks, start, first..first + length - start));
+        }
+        let spans: Vec<_> =
+            held.iter().map(|(blocks, start, rows)| Span { blocks, start: *start, rows: rows.clone() }).collect();
+        for threads in [1, 3] {
+            let team = Team::new(threads);
+            for level in Level::available() {
+                let mut output = vec![f32::NAN; expected.len()];
+                shape.forward(&team, level, &pages, &spans, &queries, width, &mut output, &mut Vec::new());
+                prop_assert!(close(&output, &expected, 1e-5), "{}", level.name());
+            }
+        }
+    }
+
+    #[test]
+    fn a_team_computes_what_one_thread_does(
+        rows in 1_usize..200, inputs in 1_usize..150, outputs in 1_usize..200, threads in 1_usize..5, function in activation(),
+        seed: u64
+    ) {
+        let mut random = Random(seed);
+        let (input, weight) = (random.values(rows * inputs, 2.0), random.values(outputs * inputs, 0.3));
+        let (exact, quantized) = (Linear::new(&weight, None, inputs), QuantizedLinear::new(&weight, None, inputs, None).in_groups(64));
+        let team = Team::new(threads);
+        for level in Level::available() {
+            let room = || (vec![f32::NAN; rows * outputs], QuantizedRows::default());
+            let ((mut alone, _), (mut together, _)) = (room(), room());
+            exact.forward(level, &input, &mut alone, function);
+            exact.forward_on(&team, level, &input, &mut together, function);
+            prop_assert_eq!(&alone, &together);
+            let ((mut alone, mut scratch), (mut together, mut other)) = (room(), room());
+            quantized.forward(level, &input, &mut alone, function, &mut scratch);
+            quantized.forward_on(&team, level, &input, &mut together, function, &mut other);
+            prop_assert_eq!(&alone, &together);
         }
     }
 

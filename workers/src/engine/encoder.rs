@@ -3,7 +3,7 @@
 //! A step takes waiting sequences up to a number of tokens and runs them packed: no padding is computed, and a
 //! sequence's vector does not depend on what else is in the batch. Texts that are the same are computed once.
 
-mod blueprint;
+pub(super) mod blueprint;
 mod cpu;
 mod family;
 mod files;

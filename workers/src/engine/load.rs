@@ -78,7 +78,7 @@ fn load_unguarded(model: &Model, files: Option<&Path>) -> Result<Loaded, LoadErr
         }
         (Task::Generate, Some(path)) => {
             let (file, device) = (gguf_file(path)?, device()?);
-            let (text, decoder) = Decoder::load(&file, limits, &device)?;
+            let (text, decoder) = Decoder::load(&file, model, &device)?;
             Ok(Loaded {
                 text,
                 engine: Box::new(decoder),

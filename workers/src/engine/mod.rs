@@ -20,6 +20,7 @@ mod sampling;
 pub mod template;
 pub mod text;
 pub mod thread;
+mod weights;
 
 use std::sync::Arc;
 

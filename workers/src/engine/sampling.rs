@@ -21,6 +21,13 @@ pub fn sample(logits: &[f32], params: &SamplingParams, position: usize) -> u32 {
     nucleus.last().map_or(0, |&(token, _)| token)
 }
 
+/// Of one token, as a logarithm.
+pub fn log_probability(logits: &[f32], token: u32) -> f32 {
+    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|logit| f64::from((logit - most).exp())).sum();
+    logits[token as usize] - most - sum.ln() as f32
+}
+
 fn greedy(logits: &[f32]) -> u32 {
     let best = (0_u32..)
         .zip(logits)

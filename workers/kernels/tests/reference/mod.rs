@@ -62,11 +62,17 @@ pub fn linear(input: &[f32], weight: &[f32], bias: Option<&[f32]>, inputs: usize
 }
 
 /// The same of what is left of weights and inputs when they are quantized.
+/// The largest group of at most so many inputs that divides them, in steps of 64.
+pub fn group(inputs: usize, most: usize) -> usize {
+    let depth = inputs.next_multiple_of(64);
+    (64..=depth).step_by(64).filter(|group| depth.is_multiple_of(*group) && *group <= most.max(64)).max().unwrap()
+}
+
 pub fn quantized(
     input: &[f32],
     weight: &[f32],
     bias: &[f32],
-    inputs: usize,
+    (inputs, group): (usize, usize),
     levels: f32,
     function: Activation,
 ) -> Vec<f32> {
@@ -82,7 +88,7 @@ pub fn quantized(
         row.iter().map(round).collect::<Vec<_>>()
     };
     let weight: Vec<f32> = weight.chunks_exact(inputs).flat_map(coarse_weight).collect();
-    let input: Vec<f32> = input.chunks_exact(inputs).flat_map(coarse_input).collect();
+    let input: Vec<f32> = input.chunks_exact(inputs).flat_map(|row| row.chunks(group)).flat_map(coarse_input).collect();
     linear(&input, &weight, Some(bias), inputs, function)
 }
 

@@ -2,10 +2,13 @@
 
 use std::collections::HashMap;
 
+use kernels::Activation;
+use schemas::registry::Dtype;
 use serde_json::json;
 use tokenizers::Tokenizer;
 
 use super::*;
+use crate::engine::encoder::blueprint::{Affine, Layer, NormWeights};
 
 const VOCABULARY: usize = 64;
 const CONTEXT: usize = 2048;
@@ -21,8 +24,39 @@ fn text() -> Text {
     Text::generation(Tokenizer::from_bytes(document.to_string()).unwrap(), None, None, CONTEXT)
 }
 
+/// Two layers of four heads in two groups; the same weights each time.
+fn source() -> Source {
+    let shape = Shape { hidden: 32, heads: 4, key_heads: 2, head_size: 8, context: CONTEXT, epsilon: 1e-5 };
+    let mut random = fastrand::Rng::with_seed(1);
+    let mut values = |count: usize| (0..count).map(|_| random.f32() - 0.5).collect::<Vec<f32>>();
+    let mut linear = |inputs: usize, outputs: usize| Affine { weight: values(inputs * outputs), bias: None, inputs };
+    let norm = || NormWeights::Rms { weight: vec![1.0; 32], epsilon: 1e-5 };
+    let layers = (0..2).map(|_| Layer {
+        norm: Some(norm()),
+        projection: linear(32, 64),
+        head_norms: None,
+        rotary: Some(10_000.0),
+        window: None,
+        output: linear(32, 32),
+        output_norm: None,
+        perceptron_norm: Some(norm()),
+        up: linear(32, 2 * 48),
+        activation: Activation::Silu,
+        gated: true,
+        down: linear(48, 32),
+        down_norm: None,
+    });
+    let layers = layers.collect();
+    Source { words: linear(VOCABULARY, 32).weight, layers, norm: norm(), output: None, shape }
+}
+
+fn decoder_of(dtype: Dtype, blocks: usize, batch: usize) -> Decoder {
+    let executor = Executor::Cpu(Box::new(Cpu::new(source(), dtype, blocks).unwrap()));
+    Decoder::new(executor, Blocks::new(blocks), Arc::new(text()), Vec::new(), batch)
+}
+
 fn decoder(batch: usize) -> Decoder {
-    Decoder::new(Llama::random(VOCABULARY, CONTEXT), Arc::new(text()), Vec::new(), batch)
+    decoder_of(Dtype::F32, 200, batch)
 }
 
 fn sequence(tokens: Vec<u32>, max_tokens: usize, stop: &[String]) -> Sequence {
@@ -50,10 +84,19 @@ fn letters(output: &Output) -> &str {
     }
 }
 
+fn prompt(length: u32) -> Vec<u32> {
+    (0..length).map(|place| place * 7 % VOCABULARY as u32).collect()
+}
+
 #[test]
 fn a_text_does_not_depend_on_the_batch_nor_on_how_its_prompt_is_chunked() {
-    let mut decoder = decoder(3);
-    let prompt = |length: u32| (0..length).map(|place| place * 7 % VOCABULARY as u32).collect::<Vec<_>>();
+    for dtype in [Dtype::F32, Dtype::Int8] {
+        does_not_depend_on_the_batch(dtype);
+    }
+}
+
+fn does_not_depend_on_the_batch(dtype: Dtype) {
+    let mut decoder = decoder_of(dtype, 200, 3);
     // The longest prompts take several steps to read, while the short ones already generate.
     let sequences: Vec<_> = [5, 700, 1, 1200, 64].map(|length| sequence(prompt(length), 12, &[])).into();
     let together = run(&mut decoder, &sequences);
@@ -130,4 +173,41 @@ fn a_text_that_is_taken_over_ends_as_it_would_have() {
             assert_eq!((again, output.unwrap().1), (tokens.clone(), expected.clone()), "after {made} tokens");
         }
     }
+}
+
+#[test]
+fn with_few_blocks_sequences_wait_or_begin_again_and_none_is_lost() {
+    let sequences: Vec<_> = [5, 100, 1, 130, 64, 31, 32].map(|length| sequence(prompt(length), 90, &[])).into();
+    let expected = run(&mut decoder(4), &sequences);
+    // The longest alone needs seven.
+    for blocks in [7, 9, 12] {
+        let mut decoder = decoder_of(Dtype::F32, blocks, 4);
+        assert_eq!(run(&mut decoder, &sequences), expected, "{blocks} blocks");
+        assert_eq!(decoder.blocks.free(), blocks);
+    }
+}
+
+#[test]
+fn tokens_that_several_prompts_begin_with_are_computed_once() {
+    let mut decoder = decoder(8);
+    let shared = prompt(4 * BLOCK as u32);
+    let sequences: Vec<_> = (0..6_u32).map(|own| sequence([&shared[..], &[own; 5]].concat(), 4, &[])).collect();
+    let alone: Vec<_> = sequences
+        .iter()
+        .map(|one| run(&mut decoder_of(Dtype::F32, 200, 1), std::slice::from_ref(one)).remove(0))
+        .collect();
+    for (id, sequence) in (0..).zip(&sequences) {
+        decoder.add(SequenceId(id), sequence.clone().into());
+    }
+    decoder.step().unwrap();
+    assert_eq!(decoder.running.len(), 1, "the others wait for what it computes");
+    decoder.step().unwrap();
+    assert_eq!(decoder.running.len(), 6);
+    assert_eq!(decoder.blocks.free(), 200 - 4 - 6);
+    let rest = run(&mut decoder, &[]);
+    assert_eq!(rest, alone);
+    // What has ended is shared too.
+    decoder.add(SequenceId(9), sequences[0].clone().into());
+    decoder.admit();
+    assert_eq!(decoder.running[0].computed, 4 * BLOCK);
 }

@@ -12,7 +12,7 @@ mod pass;
 
 use std::sync::{Arc, Mutex};
 
-use kernels::{Activation, Attention, Level, Linear, Norm, QuantizedLinear, QuantizedRows, Rotary};
+use kernels::{Attention, Level, Linear, Norm, Rotary};
 use rayon::prelude::*;
 use schemas::registry::Dtype;
 
@@ -22,6 +22,7 @@ use super::blueprint::{Affine, Embedding, Head, Layer, NormWeights};
 use super::family::Model;
 use super::pooling::pool;
 use crate::engine::LoadError;
+use crate::engine::weights::{Weights, exact, norm};
 
 /// Tokens of a chunk: its activations fit in a second-level cache of 1 to 2 MiB.
 const CHUNK_TOKENS: usize = 128;
@@ -50,69 +51,6 @@ struct Ready {
     parts: Layer<Weights, Norm>,
     attention: Attention,
     rotary: Option<Arc<Rotary>>,
-}
-
-/// A linear layer in the type it is computed in.
-#[derive(Debug)]
-enum Weights {
-    F32(Linear),
-    Int8(QuantizedLinear),
-    Watched(Linear, Mutex<Vec<f32>>),
-}
-
-impl Weights {
-    fn exact(affine: Affine) -> Self {
-        Self::F32(exact(affine))
-    }
-
-    fn watched(affine: Affine) -> Self {
-        let sizes = Mutex::new(vec![0.0; affine.inputs]);
-        Self::Watched(exact(affine), sizes)
-    }
-
-    fn quantized(Affine { weight, bias, inputs }: Affine, sizes: &[f32]) -> Self {
-        Self::Int8(QuantizedLinear::new(&weight, bias.as_deref(), inputs, Some(sizes)))
-    }
-
-    /// How large each input was.
-    fn sizes(&self) -> Vec<f32> {
-        match self {
-            Self::Watched(_, sizes) => sizes.lock().expect("nothing panics while it holds this").clone(),
-            Self::F32(_) | Self::Int8(_) => Vec::new(),
-        }
-    }
-
-    fn outputs(&self) -> usize {
-        match self {
-            Self::F32(linear) | Self::Watched(linear, _) => linear.outputs(),
-            Self::Int8(linear) => linear.outputs(),
-        }
-    }
-
-    fn forward(&self, level: Level, rows: &[f32], to: &mut [f32], function: Activation, scratch: &mut QuantizedRows) {
-        match self {
-            Self::F32(linear) => linear.forward(level, rows, to, function),
-            Self::Int8(linear) => linear.forward(level, rows, to, function, scratch),
-            Self::Watched(linear, sizes) => {
-                let mut sizes = sizes.lock().expect("nothing panics while it holds this");
-                for row in rows.chunks_exact(linear.inputs()) {
-                    sizes.iter_mut().zip(row).for_each(|(size, value)| *size = size.max(value.abs()));
-                }
-                linear.forward(level, rows, to, function);
-            }
-        }
-    }
-}
-
-pub fn exact(Affine { weight, bias, inputs }: Affine) -> Linear {
-    Linear::new(&weight, bias.as_deref(), inputs)
-}
-
-pub fn norm(weights: NormWeights) -> Norm {
-    match weights {
-        NormWeights::Layer { weight, bias, epsilon } => Norm::layer(weight, bias, epsilon),
-        NormWeights::Rms { weight, epsilon } => Norm::rms(weight, epsilon),
-    }
 }
 
 impl Cpu {

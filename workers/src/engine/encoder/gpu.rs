@@ -18,10 +18,10 @@ use self::packed::{Packed, Pool};
 use self::rowwise::{Activate, Sum};
 use super::Input;
 use super::blueprint::{Affine, Head, Layer, NormWeights, Shape};
-use super::cpu::{exact, norm};
 use super::family::Model;
 use super::pooling::finish;
 use crate::engine::LoadError;
+use crate::engine::weights::{exact, norm};
 
 /// Values of the largest head that the kernels have room for.
 const HEAD_MAX: usize = 256;

@@ -1,9 +1,17 @@
 //! The kernels against plain code, on a GPU.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::*;
 use crate::engine::encoder::blueprint::Pooling;
+
+/// The tests take turns, as a worker has one thread that computes.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn turn() -> (MutexGuard<'static, ()>, Device) {
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    (turn, Device::new_cuda(0).unwrap())
+}
 
 const LENGTHS: [usize; 7] = [1, 300, 64, 65, 7, 128, 33];
 
@@ -40,7 +48,7 @@ fn apart(ours: &[Vec<f32>], expected: &[Vec<f32>]) -> f32 {
 
 #[test]
 fn attention_is_that_of_plain_code() {
-    let gpu = Device::new_cuda(0).unwrap();
+    let (_turn, gpu) = turn();
     for (dtype, most) in [(DType::F32, 1e-4), (DType::F16, 6e-3), (DType::BF16, 5e-2)] {
         for size in [16, 32, 64, 80, 96, 128, 256] {
             for (kv_heads, causal, window, has_bias) in
@@ -59,7 +67,7 @@ fn attention_is_that_of_plain_code() {
 #[test]
 fn pooling_is_that_of_plain_code() {
     use Pooling::{Cls, Last, Max, Mean, MeanSqrtLength, WeightedMean};
-    let gpu = Device::new_cuda(0).unwrap();
+    let (_turn, gpu) = turn();
     let poolings = [Cls, Mean, Max, MeanSqrtLength, WeightedMean, Last];
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         let rows = random(LENGTHS.iter().sum(), 200).to_dtype(dtype).unwrap();
@@ -88,7 +96,7 @@ fn layer(width: usize, is_rms: bool, dtype: DType, device: &Device) -> (Dense, N
 #[test]
 fn rows_are_finished_as_candle_does_on_a_processor() {
     use Activation::{Gelu, GeluTanh, None as Same, Relu, Silu, Tanh};
-    let gpu = Device::new_cuda(0).unwrap();
+    let (_turn, gpu) = turn();
     for (dtype, most) in [(DType::F32, 1e-4), (DType::F16, 2e-2), (DType::BF16, 1e-1)] {
         for width in [34, 384, 1030] {
             let run = |device: &Device, dtype: DType| {

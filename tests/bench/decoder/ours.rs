@@ -1,0 +1,86 @@
+//! The decoder of this project, in this process.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use schemas::registry::Registry;
+use workers::engine::decoder::Decoder;
+use workers::engine::text::Text;
+use workers::engine::{Engine, Goal, SamplingParams, Sequence, SequenceId};
+
+use crate::support::{program, root, run};
+
+pub const MODEL: &str = "SmolLM2-135M-Instruct";
+
+/// The registry of the demo, with the model in that type and nothing cached.
+pub fn registry(dtype: &str) -> String {
+    let text = std::fs::read_to_string(root().join("workers/models.toml")).unwrap();
+    let name = format!("name = \"{MODEL}\"\n");
+    let limits = "[models.limits]\nin_flight = 16\nbatch = 16";
+    let registry = text
+        .replace(&name, &format!("{name}dtype = \"{dtype}\"\ncache.enabled = false\n"))
+        .replace(limits, "[models.limits]\nin_flight = 64\nbatch = 32");
+    assert!(registry.contains("batch = 32") && registry.contains(dtype), "the registry of the demo is as it was");
+    registry
+}
+
+/// The model's file, fetched where it is not there.
+pub fn file() -> PathBuf {
+    let registry = root().join("workers/models.toml");
+    let fetch = ["fetch", "--model", MODEL, "--registry", registry.to_str().unwrap()];
+    let output = run(&program("inferq-worker"), &fetch, &[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+}
+
+pub struct Ours {
+    pub text: Arc<Text>,
+    pub decoder: Decoder,
+}
+
+impl Ours {
+    pub fn load(dtype: &str) -> Self {
+        let registry = Registry::parse(&registry(dtype)).unwrap();
+        let (text, decoder) = Decoder::load_on_processor(&file(), registry.model(MODEL).unwrap()).unwrap();
+        Self { text, decoder }
+    }
+
+    /// Prompt tokens in a second, of one prompt of words that were never seen.
+    pub fn prompt(&mut self, length: usize) -> f64 {
+        let started = Instant::now();
+        self.add(1, length, 1);
+        while !self.decoder.is_idle() {
+            self.decoder.step().unwrap();
+        }
+        self.decoder.finished();
+        self.decoder.made();
+        length as f64 / started.elapsed().as_secs_f64()
+    }
+
+    /// Tokens in a second of sequences that generate together, once all prompts are read.
+    pub fn generate(&mut self, count: usize, length: usize, generated: usize) -> f64 {
+        self.add(count, length, generated);
+        let mut made = 0;
+        while made < count {
+            self.decoder.step().unwrap();
+            made += self.decoder.made().len();
+        }
+        let (started, mut after) = (Instant::now(), 0);
+        while !self.decoder.is_idle() {
+            self.decoder.step().unwrap();
+            after += self.decoder.made().len();
+        }
+        self.decoder.finished();
+        after as f64 / started.elapsed().as_secs_f64()
+    }
+
+    fn add(&mut self, count: usize, length: usize, generated: usize) {
+        let params = SamplingParams { temperature: 0.0, top_p: 1.0, seed: 0, max_tokens: generated, stop: Vec::new() };
+        for id in 0..count {
+            let tokens = (0..length).map(|_| fastrand::u32(1000..40_000)).collect();
+            let sequence = Sequence::new(tokens, Goal::Generate(params.clone()));
+            self.decoder.add(SequenceId(id as u64), Arc::new(sequence));
+        }
+    }
+}

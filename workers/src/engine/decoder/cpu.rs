@@ -1,0 +1,242 @@
+//! A decoder on the processor: packed spans of sequences through the kernels, keys and values in pages.
+//!
+//! All threads take part in each product, since a step has few rows: each has a share of the columns.
+
+use std::slice::ChunksExact;
+use std::sync::Arc;
+
+use kernels::{
+    BLOCK, Buffer, Level, Norm, PagedAttention, PagedScratch, Pages, QuantizedRows, Rotary, Span, Team, gate,
+};
+use schemas::registry::Dtype;
+
+use super::llama::Source;
+use super::model::{Input, Shape};
+use crate::engine::LoadError;
+use crate::engine::encoder::blueprint::{Affine, Layer, NormWeights};
+use crate::engine::weights::{Weights, norm};
+
+/// Inputs that share a scale in int8: decoders have a few that are a hundred times as large as others.
+const GROUP: usize = 64;
+/// Rows that one thread is done with sooner than several.
+const ALONE: usize = 8;
+
+pub struct Cpu {
+    level: Level,
+    team: Team,
+    shape: Shape,
+    /// `[vocabulary, hidden]`
+    words: Vec<f32>,
+    layers: Vec<Ready>,
+    norm: Norm,
+    output: Weights,
+    pages: Vec<Pages>,
+    memory: Memory,
+}
+
+struct Ready {
+    parts: Layer<Weights, Norm>,
+    attention: PagedAttention,
+    rotary: Option<Arc<Rotary>>,
+}
+
+/// What a step uses again.
+#[derive(Default)]
+struct Memory {
+    hidden: Buffer<f32>,
+    narrow: Buffer<f32>,
+    projected: Buffer<f32>,
+    attended: Buffer<f32>,
+    wide: Buffer<f32>,
+    gated: Buffer<f32>,
+    logits: Buffer<f32>,
+    quantized: QuantizedRows,
+    attention: Vec<PagedScratch>,
+}
+
+impl Cpu {
+    /// Makes a model ready to run on as many threads as this process may use: its share of a container counts.
+    pub fn new(source: Source, dtype: Dtype, blocks: usize) -> Result<Self, LoadError> {
+        let Source { shape, words, layers, norm: last, output } = source;
+        let output = output.unwrap_or_else(|| Affine { weight: words.clone(), bias: None, inputs: shape.hidden });
+        let make = |affine| match dtype {
+            Dtype::Int8 => Weights::quantized_in_groups(affine, GROUP),
+            Dtype::F32 | Dtype::F16 | Dtype::Bf16 => Weights::exact(affine),
+        };
+        if matches!(dtype, Dtype::F16 | Dtype::Bf16) {
+            return Err(LoadError::NeedsGpu(dtype));
+        }
+        Ok(Self {
+            level: Level::best(),
+            team: Team::new(std::thread::available_parallelism().map_or(1, usize::from)),
+            pages: layers.iter().map(|_| Pages::new(blocks, shape.key_heads, shape.head_size)).collect(),
+            layers: ready(&shape, layers, make),
+            output: make(output),
+            norm: norm(last),
+            memory: Memory::default(),
+            shape,
+            words,
+        })
+    }
+
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Computes the inputs and gives, one after the other, the logits after the last token of those that want them.
+    pub fn forward<'a>(&mut self, inputs: &[Input<'a>]) -> ChunksExact<'_, f32> {
+        let mut end = 0;
+        let span = |&Input { tokens, start, blocks, .. }: &Input<'a>| {
+            let first = end;
+            end += tokens.len();
+            Span { blocks, start, rows: first..end }
+        };
+        let spans: Vec<Span<'a>> = inputs.iter().map(span).collect();
+        self.embed(inputs);
+        for index in 0..self.layers.len() {
+            self.attend(index, &spans);
+            self.perceive(index);
+        }
+        self.score(inputs, &spans);
+        self.memory.logits.chunks_exact(self.output.outputs())
+    }
+
+    fn embed(&mut self, inputs: &[Input<'_>]) {
+        let width = self.shape.hidden;
+        let tokens = inputs.iter().flat_map(|input| input.tokens);
+        self.memory.hidden.resize(tokens.clone().count() * width);
+        for (to, token) in self.memory.hidden.chunks_exact_mut(width).zip(tokens) {
+            to.copy_from_slice(&self.words[*token as usize * width..][..width]);
+        }
+    }
+
+    /// Adds to each row what it sees of its sequence.
+    fn attend(&mut self, index: usize, spans: &[Span<'_>]) {
+        let Self { level, team, layers, pages, memory, shape, .. } = self;
+        let (Ready { parts, attention, rotary }, pages) = (&layers[index], &mut pages[index]);
+        let Memory { hidden, narrow, projected, attended, quantized, attention: scratch, .. } = memory;
+        let (on, count) = ((&*team, *level), hidden.len() / shape.hidden);
+        normed(on, parts.norm.as_ref(), hidden, narrow, shape.hidden);
+        let width = parts.projection.outputs();
+        projected.resize(count * width);
+        parts.projection.forward_on(team, *level, narrow, projected, quantized);
+        let (mixed, keys) = (shape.heads * shape.head_size, shape.key_heads * shape.head_size);
+        let positions: Vec<usize> = spans.iter().flat_map(|span| span.start..span.start + span.rows.len()).collect();
+        each_row(team, projected, width, |first, rows| {
+            for (row, position) in rows.chunks_exact_mut(width).zip(&positions[first..]) {
+                let (queries, rest) = row.split_at_mut(mixed);
+                if let Some([query_norm, key_norm]) = &parts.head_norms {
+                    query_norm.apply(*level, queries);
+                    key_norm.apply(*level, &mut rest[..keys]);
+                }
+                if let Some(rotary) = rotary {
+                    rotary.turn(queries, *position);
+                    rotary.turn(&mut rest[..keys], *position);
+                }
+            }
+        });
+        for span in spans {
+            for (row, position) in span.rows.clone().zip(span.start..) {
+                let (_, rest) = projected[row * width..(row + 1) * width].split_at(mixed);
+                pages.write(span.blocks[position / BLOCK], position % BLOCK, &rest[..keys], &rest[keys..]);
+            }
+        }
+        attended.resize(count * mixed);
+        attention.forward(team, *level, pages, spans, projected, width, attended, scratch);
+        parts.output.forward_on(team, *level, attended, narrow, quantized);
+        add(on, parts.output_norm.as_ref(), hidden, narrow, shape.hidden);
+    }
+
+    /// Adds to each row what the perceptron makes of it.
+    fn perceive(&mut self, index: usize) {
+        let Self { level, team, layers, memory, shape, .. } = self;
+        let parts = &layers[index].parts;
+        let Memory { hidden, narrow, wide, gated, quantized, .. } = memory;
+        let (on, count) = ((&*team, *level), hidden.len() / shape.hidden);
+        normed(on, parts.perceptron_norm.as_ref(), hidden, narrow, shape.hidden);
+        let width = parts.up.outputs();
+        wide.resize(count * width);
+        parts.up.forward_on(team, *level, narrow, wide, quantized);
+        let inner = width / 2;
+        gated.resize(count * inner);
+        let wide = &*wide;
+        each_row(team, gated, inner, |first, rows| {
+            let from = &wide[first * width..first * width + 2 * rows.len()];
+            gate(*level, from, rows, inner, parts.activation);
+        });
+        parts.down.forward_on(team, *level, gated, narrow, quantized);
+        add(on, parts.down_norm.as_ref(), hidden, narrow, shape.hidden);
+    }
+
+    fn score(&mut self, inputs: &[Input<'_>], spans: &[Span<'_>]) {
+        let width = self.shape.hidden;
+        let Memory { hidden, narrow, logits, quantized, .. } = &mut self.memory;
+        let wanted: Vec<usize> = inputs
+            .iter()
+            .zip(spans)
+            .filter(|(input, _)| input.wants_logits)
+            .map(|(_, span)| span.rows.end - 1)
+            .collect();
+        narrow.resize(wanted.len() * width);
+        for (to, row) in narrow.chunks_exact_mut(width).zip(&wanted) {
+            to.copy_from_slice(&hidden[row * width..(row + 1) * width]);
+        }
+        self.norm.apply(self.level, narrow);
+        logits.resize(wanted.len() * self.output.outputs());
+        if !wanted.is_empty() {
+            self.output.forward_on(&self.team, self.level, narrow, logits, quantized);
+        }
+    }
+}
+
+/// All layers of a model, with what they share.
+fn ready(shape: &Shape, layers: Vec<Layer<Affine, NormWeights>>, make: impl Fn(Affine) -> Weights) -> Vec<Ready> {
+    // Layers share tables of rotary positions that have the same base.
+    let mut turns: Vec<(f64, Arc<Rotary>)> = Vec::new();
+    let mut turn = |base: f64| {
+        let known = turns.iter().find(|(other, _)| *other == base).map(|(_, rotary)| Arc::clone(rotary));
+        known.unwrap_or_else(|| {
+            let rotary = Arc::new(Rotary::new(shape.head_size, shape.context, base));
+            turns.push((base, Arc::clone(&rotary)));
+            rotary
+        })
+    };
+    let each = |layer: Layer<Affine, NormWeights>| Ready {
+        attention: PagedAttention {
+            heads: shape.heads,
+            kv_heads: shape.key_heads,
+            size: shape.head_size,
+            scale: 1.0 / (shape.head_size as f32).sqrt(),
+            window: layer.window,
+        },
+        rotary: layer.rotary.map(&mut turn),
+        parts: layer.map(&make, norm),
+    };
+    layers.into_iter().map(each).collect()
+}
+
+/// Rows to their norms, or to what they are where there is none.
+fn normed((team, level): (&Team, Level), norm: Option<&Norm>, rows: &[f32], to: &mut Buffer<f32>, width: usize) {
+    to.resize(rows.len());
+    each_row(team, to, width, |first, to| {
+        to.copy_from_slice(&rows[first * width..first * width + to.len()]);
+        norm.iter().for_each(|norm| norm.apply(level, to));
+    });
+}
+
+fn add((team, level): (&Team, Level), norm: Option<&Norm>, rows: &mut [f32], more: &[f32], width: usize) {
+    each_row(team, rows, width, |first, rows| {
+        let more = &more[first * width..first * width + rows.len()];
+        match norm {
+            Some(norm) => norm.add_and_apply(level, rows, more),
+            None => rows.iter_mut().zip(more).for_each(|(value, more)| *value += more),
+        }
+    });
+}
+
+fn each_row(team: &Team, rows: &mut [f32], width: usize, each: impl Fn(usize, &mut [f32]) + Sync) {
+    match rows.len() / width < ALONE {
+        true => each(0, rows),
+        false => team.rows(rows, width, each),
+    }
+}

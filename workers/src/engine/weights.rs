@@ -1,0 +1,103 @@
+//! Linear layers and norms as processors compute them.
+//!
+//! For int8 a layer is made twice. The first one computes in f32 and watches how large its inputs become; with that known,
+//! the second one loses little.
+
+use std::sync::Mutex;
+
+use kernels::{Activation, Level, Linear, Norm, QuantizedLinear, QuantizedRows, Team};
+
+use super::encoder::blueprint::{Affine, NormWeights};
+
+/// A linear layer in the type it is computed in.
+#[derive(Debug)]
+pub enum Weights {
+    F32(Linear),
+    Int8(QuantizedLinear),
+    Watched(Linear, Mutex<Vec<f32>>),
+}
+
+impl Weights {
+    pub fn exact(affine: Affine) -> Self {
+        Self::F32(exact(affine))
+    }
+
+    pub fn watched(affine: Affine) -> Self {
+        let sizes = Mutex::new(vec![0.0; affine.inputs]);
+        Self::Watched(exact(affine), sizes)
+    }
+
+    pub fn quantized(Affine { weight, bias, inputs }: Affine, sizes: &[f32]) -> Self {
+        Self::Int8(QuantizedLinear::new(&weight, bias.as_deref(), inputs, Some(sizes)))
+    }
+
+    /// With inputs in groups of at most so many, each with a scale of its own.
+    pub fn quantized_in_groups(Affine { weight, bias, inputs }: Affine, most: usize) -> Self {
+        Self::Int8(QuantizedLinear::new(&weight, bias.as_deref(), inputs, None).in_groups(most))
+    }
+
+    /// How large each input was.
+    pub fn sizes(&self) -> Vec<f32> {
+        match self {
+            Self::Watched(_, sizes) => sizes.lock().expect("nothing panics while it holds this").clone(),
+            Self::F32(_) | Self::Int8(_) => Vec::new(),
+        }
+    }
+
+    pub fn outputs(&self) -> usize {
+        match self {
+            Self::F32(linear) | Self::Watched(linear, _) => linear.outputs(),
+            Self::Int8(linear) => linear.outputs(),
+        }
+    }
+
+    pub fn forward(
+        &self,
+        level: Level,
+        rows: &[f32],
+        to: &mut [f32],
+        function: Activation,
+        scratch: &mut QuantizedRows,
+    ) {
+        match self {
+            Self::F32(linear) => linear.forward(level, rows, to, function),
+            Self::Int8(linear) => linear.forward(level, rows, to, function, scratch),
+            Self::Watched(linear, _) => {
+                self.watch(rows);
+                linear.forward(level, rows, to, function);
+            }
+        }
+    }
+
+    /// The same on all threads of a team.
+    pub fn forward_on(&self, team: &Team, level: Level, rows: &[f32], to: &mut [f32], scratch: &mut QuantizedRows) {
+        let same = Activation::None;
+        match self {
+            Self::F32(linear) => linear.forward_on(team, level, rows, to, same),
+            Self::Int8(linear) => linear.forward_on(team, level, rows, to, same, scratch),
+            Self::Watched(linear, _) => {
+                self.watch(rows);
+                linear.forward_on(team, level, rows, to, same);
+            }
+        }
+    }
+
+    fn watch(&self, rows: &[f32]) {
+        let Self::Watched(linear, sizes) = self else { return };
+        let mut sizes = sizes.lock().expect("nothing panics while it holds this");
+        for row in rows.chunks_exact(linear.inputs()) {
+            sizes.iter_mut().zip(row).for_each(|(size, value)| *size = size.max(value.abs()));
+        }
+    }
+}
+
+pub fn exact(Affine { weight, bias, inputs }: Affine) -> Linear {
+    Linear::new(&weight, bias.as_deref(), inputs)
+}
+
+pub fn norm(weights: NormWeights) -> Norm {
+    match weights {
+        NormWeights::Layer { weight, bias, epsilon } => Norm::layer(weight, bias, epsilon),
+        NormWeights::Rms { weight, epsilon } => Norm::rms(weight, epsilon),
+    }
+}
