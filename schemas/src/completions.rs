@@ -1,11 +1,12 @@
 //! `/v1/chat/completions` and `/v1/completions`.
 //!
-//! Fields that would change the answer and that the engine does not have are declared too, so that a job which sets
-//! them is refused instead of being answered wrongly. All others are ignored.
+//! Fields that would change the answer and that no engine has are not here: a job that sets one is refused, instead of
+//! being answered wrongly. All others are ignored.
+
+use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::input::{Stop, TextOrTokens};
 use crate::log::Usage;
@@ -20,15 +21,13 @@ pub struct ChatCompletionRequest {
     #[serde(default)]
     #[schemars(range(min = 1))]
     pub max_completion_tokens: Option<u64>,
-    /// Refused unless false.
+    /// Whether the logarithms of the tokens' probabilities are wanted.
     #[serde(default)]
-    pub logprobs: Option<Value>,
-    /// Refused unless empty.
+    pub logprobs: Option<bool>,
+    /// Of how many of the most probable tokens at each place; needs `logprobs`.
     #[serde(default)]
-    pub tools: Option<Value>,
-    /// Refused unless `text`.
-    #[serde(default)]
-    pub response_format: Option<Value>,
+    #[schemars(range(max = 20))]
+    pub top_logprobs: Option<u64>,
 }
 
 /// The body of a job for `/v1/completions`, without its [`Sampling`].
@@ -36,16 +35,11 @@ pub struct ChatCompletionRequest {
 pub struct CompletionRequest {
     pub model: String,
     pub prompt: TextOrTokens,
-    /// Refused.
+    /// Asks for the logarithms of the tokens' probabilities, and of so many of the most probable ones at each place.
     #[serde(default)]
-    pub logprobs: Option<Value>,
-    /// Refused unless false.
-    #[serde(default)]
-    pub echo: Option<bool>,
-    /// Refused.
-    #[serde(default)]
-    pub suffix: Option<String>,
-    /// Refused above 1.
+    #[schemars(range(max = 5))]
+    pub logprobs: Option<u64>,
+    /// Refused unless it is `n`.
     #[serde(default)]
     pub best_of: Option<u64>,
 }
@@ -68,19 +62,30 @@ pub struct Sampling {
     pub seed: Option<i64>,
     #[serde(default)]
     pub stop: Stop,
-    /// Refused above 1.
+    /// Answers to each prompt, up to 128.
     #[serde(default)]
+    #[schemars(range(min = 1, max = 128))]
     pub n: Option<u64>,
-    /// Refused unless 0.
+    /// Taken from the logit of a token for each time that it was generated before.
     #[serde(default, deserialize_with = "crate::number::finite")]
+    #[schemars(range(min = -2.0, max = 2.0))]
     pub frequency_penalty: Option<f32>,
-    /// Refused unless 0.
+    /// Taken from the logit of a token that was generated before.
     #[serde(default, deserialize_with = "crate::number::finite")]
+    #[schemars(range(min = -2.0, max = 2.0))]
     pub presence_penalty: Option<f32>,
-    /// Refused unless empty.
+    /// Added to the logits of tokens, by their ids: -100 to 100.
+    #[serde(default, deserialize_with = "crate::number::finite")]
+    pub logit_bias: Option<BTreeMap<String, f32>>,
+    /// vLLM's: only so many of the most probable tokens are drawn from. 0 and -1 are for all.
     #[serde(default)]
-    pub logit_bias: Option<Value>,
-    /// Refused: a job's answer is one message.
+    #[schemars(range(min = -1))]
+    pub top_k: Option<i64>,
+    /// vLLM's: only tokens are drawn from that are at least so probable, as a part of the most probable one.
+    #[serde(default, deserialize_with = "crate::number::finite")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub min_p: Option<f32>,
+    /// Whether the answer is wanted in chunks as it is made, too.
     #[serde(default)]
     pub stream: Option<bool>,
 }
@@ -137,7 +142,30 @@ pub struct ChatChoice {
     pub message: AnswerMessage,
     /// `stop` or `length`.
     pub finish_reason: String,
-    pub logprobs: Option<Value>,
+    pub logprobs: Option<ChatLogprobs>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
+pub struct ChatLogprobs {
+    /// Of each token.
+    pub content: Vec<TokenLogprob>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
+pub struct TokenLogprob {
+    #[serde(flatten)]
+    pub token: TopLogprob,
+    /// Of the most probable tokens at this place, the best first.
+    pub top_logprobs: Vec<TopLogprob>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
+pub struct TopLogprob {
+    /// Bytes that are no UTF-8 are U+FFFD here.
+    pub token: String,
+    /// The natural logarithm of its probability, and -9999 where that is 0.
+    pub logprob: f32,
+    pub bytes: Vec<u8>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
@@ -166,5 +194,16 @@ pub struct CompletionChoice {
     pub text: String,
     /// `stop` or `length`.
     pub finish_reason: String,
-    pub logprobs: Option<Value>,
+    pub logprobs: Option<CompletionLogprobs>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
+pub struct CompletionLogprobs {
+    pub tokens: Vec<String>,
+    /// The natural logarithms of their probabilities, and -9999 where that is 0.
+    pub token_logprobs: Vec<f32>,
+    /// The same of the most probable tokens at each place.
+    pub top_logprobs: Vec<BTreeMap<String, f32>>,
+    /// Where each token begins in the text, in characters.
+    pub text_offset: Vec<usize>,
 }

@@ -27,6 +27,12 @@ impl<T: Numbers> Numbers for Option<T> {
     }
 }
 
+impl<T: Numbers> Numbers for std::collections::BTreeMap<String, T> {
+    fn are_finite(&self) -> bool {
+        self.values().all(T::are_finite)
+    }
+}
+
 impl<T: Numbers> Numbers for Vec<T> {
     fn are_finite(&self) -> bool {
         self.iter().all(T::are_finite)

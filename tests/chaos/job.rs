@@ -140,7 +140,7 @@ impl Oracle {
         let Some(model) = model(&text) else { return false };
         let mut loaded = workers::engine::load(&model, None).unwrap();
         let tokens = loaded.text.encode_prompt("!error!").unwrap();
-        let params = SamplingParams { temperature: 0.0, top_p: 1.0, seed: 0, max_tokens: 100, stop: Vec::new() };
+        let params = SamplingParams { temperature: 0.0, max_tokens: 100, ..SamplingParams::default() };
         loaded.engine.add(SequenceId(0), Sequence::new(tokens, Goal::Generate(params)).into());
         loaded.engine.step().is_err()
     }

@@ -98,8 +98,18 @@ impl Cache {
                     hash.update(params.temperature.to_le_bytes());
                     if params.temperature > 0.0 {
                         hash.update(params.top_p.to_le_bytes());
+                        hash.update((params.top_k.unwrap_or(0) as u64).to_le_bytes());
+                        hash.update(params.min_p.to_le_bytes());
                         hash.update(params.seed.to_le_bytes());
                     }
+                    hash.update(params.frequency_penalty.to_le_bytes());
+                    hash.update(params.presence_penalty.to_le_bytes());
+                    hash.update((params.logit_bias.len() as u64).to_le_bytes());
+                    for (token, bias) in &params.logit_bias {
+                        hash.update(token.to_le_bytes());
+                        hash.update(bias.to_le_bytes());
+                    }
+                    hash.update(params.logprobs.map_or(u64::MAX, |count| count as u64).to_le_bytes());
                     hash.update((params.max_tokens as u64).to_le_bytes());
                     for stop in &params.stop {
                         hash.update((stop.len() as u64).to_le_bytes());

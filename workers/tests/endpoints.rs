@@ -42,7 +42,7 @@ fn answer(url: &str, body: Value, family: &str, lines: &str) -> Value {
     }
     outputs.sort_by_key(|(id, _)| *id);
     let outputs = outputs.into_iter().map(|(_, output)| output).collect();
-    let stamp = Stamp { model: "m", job_id: "id", created: 1, prompt_tokens: 9 };
+    let stamp = Stamp { model: "m", job_id: "id", created: 1, prompt_tokens: 9, text: &loaded.text };
     serde_json::to_value(plan.answer.body(outputs, stamp).0).unwrap()
 }
 

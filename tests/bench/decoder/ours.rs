@@ -76,7 +76,7 @@ impl Ours {
     }
 
     fn add(&mut self, count: usize, length: usize, generated: usize) {
-        let params = SamplingParams { temperature: 0.0, top_p: 1.0, seed: 0, max_tokens: generated, stop: Vec::new() };
+        let params = SamplingParams { temperature: 0.0, max_tokens: generated, ..SamplingParams::default() };
         for id in 0..count {
             let tokens = (0..length).map(|_| fastrand::u32(1000..40_000)).collect();
             let sequence = Sequence::new(tokens, Goal::Generate(params.clone()));

@@ -12,6 +12,7 @@ use half::slice::HalfFloatSliceExt;
 use crate::attention::{exponentials, hide};
 use crate::buffer::Buffer;
 use crate::level::{Level, Work};
+use crate::math::tanh;
 use crate::simd::Simd;
 use crate::team::{Pointer, Team};
 use crate::tile::{Matrix, Tiles, each_tile};
@@ -37,6 +38,8 @@ pub struct PagedAttention {
     pub scale: f32,
     /// How many tokens back a token sees, itself counted.
     pub window: Option<usize>,
+    /// What no score can exceed, by tanh.
+    pub cap: Option<f32>,
 }
 
 /// Keys and values of one layer. A block holds for each head its keys, token by token in columns, then its values in rows.
@@ -249,7 +252,7 @@ impl Attend<'_> {
     /// each stands `step` tokens after the one before it.
     #[inline(always)]
     unsafe fn tile<S: Simd, const R: usize>(&mut self, token: usize, head: usize, from: usize, to: usize, step: usize) {
-        let PagedAttention { heads, size, scale, window, .. } = *self.shape;
+        let PagedAttention { heads, size, scale, window, cap, .. } = *self.shape;
         let Task { span, kv_head, .. } = *self.task;
         let (padded, lanes) = (size.next_multiple_of(PAD), 2 * S::LANES);
         let seen = |row: usize| {
@@ -272,8 +275,14 @@ impl Attend<'_> {
                     let sums = product_half::<S, R>(queries, keys.add(at), BLOCK, size, [[S::splat(0.0); 2]; R]);
                     for (r, [x, y]) in sums.into_iter().enumerate() {
                         let to = scores.add(r * length + index * BLOCK + at);
-                        S::store(to, S::mul(x, S::splat(scale)));
-                        S::store(to.add(S::LANES), S::mul(y, S::splat(scale)));
+                        let [mut x, mut y] = [S::mul(x, S::splat(scale)), S::mul(y, S::splat(scale))];
+                        if let Some(cap) = cap {
+                            let (inverse, cap) = (S::splat(1.0 / cap), S::splat(cap));
+                            x = S::mul(tanh::<S>(S::mul(x, inverse)), cap);
+                            y = S::mul(tanh::<S>(S::mul(y, inverse)), cap);
+                        }
+                        S::store(to, x);
+                        S::store(to.add(S::LANES), y);
                     }
                 }
             }

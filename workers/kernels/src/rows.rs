@@ -120,13 +120,19 @@ pub struct Rotary {
 impl Rotary {
     /// For heads of `size` values, at positions below `positions`.
     pub fn new(size: usize, positions: usize, theta: f64) -> Self {
-        let half = size / 2;
-        let angle = |position: usize, at: usize| position as f64 / theta.powf(2.0 * at as f64 / size as f64);
-        let turn = |position| {
-            let cosines = (0..half).map(move |at| angle(position, at).cos() as f32);
-            cosines.chain((0..half).map(move |at| angle(position, at).sin() as f32))
+        let frequencies: Vec<f64> = (0..size / 2).map(|at| theta.powf(-2.0 * at as f64 / size as f64)).collect();
+        Self::of(&frequencies, positions, 1.0)
+    }
+
+    /// For heads whose pairs of values turn by these angles from one position to the next, and become `scale` times as
+    /// long.
+    pub fn of(frequencies: &[f64], positions: usize, scale: f64) -> Self {
+        let turn = |position: usize| {
+            let angle = move |frequency: &f64| position as f64 * frequency;
+            let cosines = frequencies.iter().map(move |frequency| (angle(frequency).cos() * scale) as f32);
+            cosines.chain(frequencies.iter().map(move |frequency| (angle(frequency).sin() * scale) as f32))
         };
-        Self { half, turns: (0..positions).flat_map(turn).collect() }
+        Self { half: frequencies.len(), turns: (0..positions).flat_map(turn).collect() }
     }
 
     /// Turns the heads that stand next to each other in `heads`.

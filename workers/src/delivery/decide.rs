@@ -128,7 +128,8 @@ impl Delivery {
             model: &self.station.model.name,
             job_id: &self.job_id,
             created: created.unix_timestamp(),
-            prompt_tokens: plan.sequences.iter().map(|sequence| sequence.tokens.len() as u64).sum(),
+            prompt_tokens: plan.prompt_tokens(),
+            text: &self.station.text,
         };
         let sequences = std::mem::take(&mut plan.sequences);
         let outputs = match streams {
@@ -217,7 +218,7 @@ impl Delivery {
             outputs = self.compute(sequences, plan, alone) => outputs?,
             () = chunks.follow(&mut published, self.followed.subscribe(), of) => unreachable!("follows for ever"),
         };
-        if let [Output::Completion { text, completion_tokens, finish_reason }] = outputs.as_slice() {
+        if let [Output::Completion { text, completion_tokens, finish_reason, .. }] = outputs.as_slice() {
             let completion_tokens = *completion_tokens as u64;
             let usage = Usage {
                 prompt_tokens: stamp.prompt_tokens,

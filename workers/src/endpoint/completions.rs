@@ -10,10 +10,14 @@ use schemas::log::Usage;
 use schemas::registry::Model;
 use serde_json::{Value, json};
 
-use super::inputs::{check_inputs, prompt_param, tokens_of, too_long};
-use super::{Answer, Body, Part, Plan, Reject, Stamp, misshapen};
+use super::inputs::{check_inputs, prompt_param, tokens_of};
+use super::sampling::{
+    Budget, answers_each, logprobs_of_chat, logprobs_of_completion, refuse_best_of, refuse_in_chunks,
+    refuse_unsupported, sampling_params,
+};
+use super::{Answer, Body, Part, Plan, Reject, Stamp, logprobs, misshapen};
 use crate::engine::text::Text;
-use crate::engine::{FinishReason, Goal, OTHER_OUTPUT, Output, SamplingParams, Sequence};
+use crate::engine::{FinishReason, Goal, Logprobs, OTHER_OUTPUT, Output, SamplingParams, Sequence};
 
 /// OpenAI's default for `/v1/completions`; chat goes on to the model's limit.
 const COMPLETION_TOKENS_DEFAULT: u64 = 16;
@@ -21,9 +25,8 @@ const COMPLETION_TOKENS_DEFAULT: u64 = 16;
 pub fn prepare_chat(body: &Value, job_id: &str, model: &Model, text: &Text) -> Result<Plan, Reject> {
     let request: ChatCompletionRequest = decode_body(body).map_err(misshapen)?;
     let sampling: Sampling = decode_body(body).map_err(misshapen)?;
-    refuse_set("logprobs", request.logprobs.as_ref(), &[json!(false)])?;
-    refuse_set("tools", request.tools.as_ref(), &[json!([])])?;
-    refuse_set("response_format", request.response_format.as_ref(), &[json!({"type": "text"})])?;
+    refuse_unsupported(body)?;
+    let logprobs = logprobs_of_chat(&request)?;
     if request.messages.is_empty() {
         return Err(Reject::invalid(
             "empty_input",
@@ -41,43 +44,37 @@ pub fn prepare_chat(body: &Value, job_id: &str, model: &Model, text: &Text) -> R
         None => ("max_tokens", sampling.max_tokens),
     };
     let budget = Budget { field, max_tokens, model, text };
-    let params = sampling_params(&sampling, job_id)?;
-    let sequence = budget.sequence(tokens, "body.messages", params.clone())?;
-    Ok(plan(vec![sequence], Answer::Chat, &sampling, &params))
+    let params = SamplingParams { logprobs, ..sampling_params(&sampling, job_id, text)? };
+    let sequence = budget.sequence(tokens, "body.messages", params)?;
+    plan(vec![sequence], Answer::Chat, &sampling, model)
 }
 
 pub fn prepare(body: &Value, job_id: &str, model: &Model, text: &Text) -> Result<Plan, Reject> {
     let request: CompletionRequest = decode_body(body).map_err(misshapen)?;
     let sampling: Sampling = decode_body(body).map_err(misshapen)?;
-    refuse_set("logprobs", request.logprobs.as_ref(), &[])?;
-    refuse_set("echo", request.echo.as_ref(), &[false])?;
-    refuse_set("suffix", request.suffix.as_ref(), &[])?;
-    refuse_set("best_of", request.best_of.as_ref(), &[1])?;
+    refuse_unsupported(body)?;
+    refuse_best_of(request.best_of, sampling.n)?;
+    let logprobs = logprobs_of_completion(&request)?;
     let prompts = request.prompt.prompts();
     check_inputs(prompts.len(), "body.prompt", &model.limits)?;
     let max_tokens = sampling.max_tokens.or(Some(COMPLETION_TOKENS_DEFAULT));
     let budget = Budget { field: "max_tokens", max_tokens, model, text };
-    let params = sampling_params(&sampling, job_id)?;
+    let params = SamplingParams { logprobs, ..sampling_params(&sampling, job_id, text)? };
     let mut sequences = Vec::with_capacity(prompts.len());
     for (index, prompt) in prompts.into_iter().enumerate() {
         let param = prompt_param("prompt", request.prompt.is_list(), index);
         let tokens = tokens_of(prompt, &param, text, |content| text.encode_prompt(content))?;
-        let params = SamplingParams { seed: params.seed.wrapping_add(index as u64), ..params.clone() };
-        sequences.push(budget.sequence(tokens, &param, params)?);
+        sequences.push(budget.sequence(tokens, &param, params.clone())?);
     }
-    if sampling.stream == Some(true) && sequences.len() > 1 {
-        let message = format!("{} prompts cannot be streamed; give one", sequences.len());
-        return Err(Reject::invalid("unsupported_value", "body.stream".to_owned(), format!("body.stream: {message}")));
-    }
-    Ok(plan(sequences, Answer::Completions, &sampling, &params))
+    plan(sequences, Answer::Completions, &sampling, model)
 }
 
 pub fn chat_body(outputs: Vec<Output>, stamp: Stamp<'_>) -> (Body, Usage) {
     let usage = usage(&outputs, stamp);
     let choice = |(index, output)| {
-        let (text, finish_reason) = completion(output);
-        let message = AnswerMessage { role: Role::Assistant, content: text, refusal: None };
-        ChatChoice { index, message, finish_reason, logprobs: None }
+        let (content, finish_reason, logprobs) = completion(output);
+        let message = AnswerMessage { role: Role::Assistant, content, refusal: None };
+        ChatChoice { index, message, finish_reason, logprobs: logprobs::of_chat(&logprobs, stamp.text) }
     };
     let response = ChatCompletionResponse {
         id: format!("chatcmpl-{}", stamp.job_id),
@@ -93,8 +90,8 @@ pub fn chat_body(outputs: Vec<Output>, stamp: Stamp<'_>) -> (Body, Usage) {
 pub fn body(outputs: Vec<Output>, stamp: Stamp<'_>) -> (Body, Usage) {
     let usage = usage(&outputs, stamp);
     let choice = |(index, output)| {
-        let (text, finish_reason) = completion(output);
-        CompletionChoice { index, text, finish_reason, logprobs: None }
+        let (text, finish_reason, logprobs) = completion(output);
+        CompletionChoice { index, text, finish_reason, logprobs: logprobs::of_completion(&logprobs, stamp.text) }
     };
     let response = CompletionResponse {
         id: format!("cmpl-{}", stamp.job_id),
@@ -135,97 +132,30 @@ pub fn chunk(part: Part<'_>, stamp: Stamp<'_>) -> Chunk {
     })
 }
 
-fn plan(sequences: Vec<Sequence>, answer: Answer, sampling: &Sampling, params: &SamplingParams) -> Plan {
-    let is_greedy = params.temperature <= 0.0;
-    Plan {
-        sequences,
-        answer,
-        seed: (!is_greedy).then_some(params.seed),
-        is_repeatable: is_greedy || sampling.seed.is_some(),
-        streams: sampling.stream == Some(true),
-    }
-}
-
-/// How many tokens a prompt may take and leave.
-struct Budget<'a> {
-    field: &'static str,
-    max_tokens: Option<u64>,
-    model: &'a Model,
-    text: &'a Text,
-}
-
-impl Budget<'_> {
-    /// A sequence that fits the model: prompt and answer share its context.
-    fn sequence(&self, tokens: Vec<u32>, param: &str, params: SamplingParams) -> Result<Sequence, Reject> {
-        let context = self.text.prompt_tokens_max();
-        // One token of room, so that something can be answered.
-        if tokens.len() >= context {
-            return Err(too_long(param, tokens.len(), context - 1, "Shorten it."));
-        }
-        let room = (context - tokens.len()) as u64;
-        let cap = self.model.limits.completion_tokens as u64;
-        let max_tokens = match self.max_tokens {
-            None => room.min(cap),
-            Some(0) => {
-                return Err(Reject::value(&format!("body.{}", self.field), "0 is not a number of tokens to generate"));
+/// Each sequence `n` times, every one with a seed of its own.
+fn plan(prompts: Vec<Sequence>, answer: Answer, sampling: &Sampling, model: &Model) -> Result<Plan, Reject> {
+    let answers_each = answers_each(sampling, prompts.len(), model)?;
+    let mut sequences = Vec::with_capacity(prompts.len() * answers_each);
+    for prompt in prompts {
+        for _ in 0..answers_each {
+            let mut sequence = prompt.clone();
+            if let Goal::Generate(params) = &mut sequence.goal {
+                params.seed = params.seed.wrapping_add(sequences.len() as u64);
             }
-            Some(asked) if asked > cap => {
-                return Err(Reject::value(
-                    &format!("body.{}", self.field),
-                    format!("{asked} is above the model's limit of {cap}"),
-                ));
-            }
-            Some(asked) => asked.min(room),
-        };
-        let max_tokens = usize::try_from(max_tokens).unwrap_or(usize::MAX);
-        Ok(Sequence::new(tokens, Goal::Generate(SamplingParams { max_tokens, ..params })))
-    }
-}
-
-fn sampling_params(sampling: &Sampling, job_id: &str) -> Result<SamplingParams, Reject> {
-    let temperature =
-        in_range("temperature", sampling.temperature, 1.0, |value| (0.0..=2.0).contains(&value), "0 to 2")?;
-    let top_p = in_range("top_p", sampling.top_p, 1.0, |value| value > 0.0 && value <= 1.0, "above 0 and up to 1")?;
-    refuse_set("n", sampling.n.as_ref(), &[1])?;
-    refuse_set("frequency_penalty", sampling.frequency_penalty.as_ref(), &[0.0])?;
-    refuse_set("presence_penalty", sampling.presence_penalty.as_ref(), &[0.0])?;
-    refuse_set("logit_bias", sampling.logit_bias.as_ref(), &[json!({}), Value::Null])?;
-    Ok(SamplingParams {
-        temperature,
-        top_p,
-        seed: sampling.seed.map_or_else(|| seed_of(job_id), |seed| seed as u64),
-        max_tokens: 0,
-        stop: sampling.stop.0.clone(),
-    })
-}
-
-fn in_range(
-    field: &str,
-    value: Option<f32>,
-    default: f32,
-    holds: impl Fn(f32) -> bool,
-    range: &str,
-) -> Result<f32, Reject> {
-    match value.unwrap_or(default) {
-        value if holds(value) => Ok(value),
-        value => Err(Reject::value(&format!("body.{field}"), format!("{value} is not {range}"))),
-    }
-}
-
-/// A known field that this engine cannot honour changes the answer: better refused than ignored.
-fn refuse_set<T: PartialEq + serde::Serialize>(field: &str, value: Option<&T>, harmless: &[T]) -> Result<(), Reject> {
-    match value {
-        Some(value) if !harmless.contains(value) => {
-            let shown = serde_json::to_string(value).unwrap_or_default();
-            let param = format!("body.{field}");
-            Err(Reject::invalid(
-                "unsupported_value",
-                param.clone(),
-                format!("{param}: {shown} is not supported; leave it out"),
-            ))
+            sequences.push(sequence);
         }
-        _ => Ok(()),
     }
+    let params = sequences.first().and_then(|sequence| match &sequence.goal {
+        Goal::Generate(params) => Some(params),
+        Goal::Embed | Goal::Score => None,
+    });
+    let drawn = params.filter(|params| params.temperature > 0.0);
+    let (seed, is_repeatable) = (drawn.map(|params| params.seed), drawn.is_none() || sampling.seed.is_some());
+    let streams = sampling.stream == Some(true);
+    if streams {
+        refuse_in_chunks(sequences.len(), params.is_some_and(|params| params.logprobs.is_some()))?;
+    }
+    Ok(Plan { sequences, answers_each, answer, seed, is_repeatable, streams })
 }
 
 /// A message as chat templates know it: a role and a string.
@@ -252,14 +182,9 @@ fn message((index, message): (usize, &ChatMessage)) -> Result<Value, Reject> {
     Ok(json!({ "role": role, "content": content }))
 }
 
-/// FNV-1a: stable over versions and machines, which the standard library's hasher does not promise.
-fn seed_of(job_id: &str) -> u64 {
-    job_id.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
-}
-
-fn completion(output: Output) -> (String, String) {
+fn completion(output: Output) -> (String, String, Vec<Logprobs>) {
     match output {
-        Output::Completion { text, finish_reason, .. } => (text, name_of(finish_reason)),
+        Output::Completion { text, finish_reason, logprobs, .. } => (text, name_of(finish_reason), logprobs),
         Output::Embedding(_) | Output::Scores(_) => unreachable!("{OTHER_OUTPUT}"),
     }
 }

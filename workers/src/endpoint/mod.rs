@@ -6,7 +6,9 @@ mod classify;
 mod completions;
 mod embeddings;
 mod inputs;
+mod logprobs;
 mod rerank;
+mod sampling;
 
 use schemas::chunk::Chunk;
 use schemas::classify::ClassifyResponse;
@@ -34,6 +36,8 @@ pub struct Reject {
 #[derive(Debug)]
 pub struct Plan {
     pub sequences: Vec<Sequence>,
+    /// How many of the sequences, one after the other, answer the same prompt.
+    pub answers_each: usize,
     pub answer: Answer,
     /// Of sampling.
     pub seed: Option<u64>,
@@ -73,6 +77,8 @@ pub struct Stamp<'a> {
     /// Unix seconds.
     pub created: i64,
     pub prompt_tokens: u64,
+    /// Of the model that answered.
+    pub text: &'a Text,
 }
 
 /// A mistake of the producer, unless another status is said.
@@ -85,7 +91,13 @@ impl From<ErrorObject> for Reject {
 /// A plan of one computation for each input that always has the same answer.
 impl From<(Vec<Sequence>, Answer)> for Plan {
     fn from((sequences, answer): (Vec<Sequence>, Answer)) -> Self {
-        Self { sequences, answer, seed: None, is_repeatable: true, streams: false }
+        Self { sequences, answers_each: 1, answer, seed: None, is_repeatable: true, streams: false }
+    }
+}
+
+impl Plan {
+    pub fn prompt_tokens(&self) -> u64 {
+        self.sequences.iter().step_by(self.answers_each).map(|sequence| sequence.tokens.len() as u64).sum()
     }
 }
 

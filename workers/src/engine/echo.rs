@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use schemas::registry::EchoCost;
 
-use super::{Engine, FinishReason, Goal, Output, SamplingParams, Sequence, SequenceId, StepError, fault};
+use super::{Engine, FinishReason, Goal, Logprobs, Output, SamplingParams, Sequence, SequenceId, StepError, fault};
 
 /// Of the vectors it makes.
 pub const DIMENSIONS: usize = 8;
@@ -143,7 +143,10 @@ fn repeat(tokens: &[u32], params: &SamplingParams) -> Output {
         None if kept < tokens.len() => (kept, FinishReason::Length),
         None => (kept, FinishReason::Stop),
     };
-    Output::Completion { text, completion_tokens, finish_reason }
+    // Nothing is drawn: each token is certain.
+    let certain = |&token: &u32| Logprobs { token, logprob: 0.0, top: Vec::new() };
+    let logprobs = params.logprobs.map(|_| tokens[..completion_tokens].iter().map(certain).collect());
+    Output::Completion { text, completion_tokens, finish_reason, logprobs: logprobs.unwrap_or_default() }
 }
 
 #[cfg(test)]
@@ -152,7 +155,7 @@ mod tests {
 
     fn generate(prompt: &str, max_tokens: usize, stop: &[&str]) -> Output {
         let stop = stop.iter().map(|&text| text.to_owned()).collect();
-        let params = SamplingParams { temperature: 1.0, top_p: 1.0, seed: 0, max_tokens, stop };
+        let params = SamplingParams { max_tokens, stop, ..SamplingParams::default() };
         answer(&Sequence::new(prompt.bytes().map(u32::from).collect(), Goal::Generate(params)))
     }
 
@@ -162,6 +165,7 @@ mod tests {
             text: text.to_owned(),
             completion_tokens,
             finish_reason,
+            logprobs: Vec::new(),
         };
         assert_eq!(generate("hello", 10, &[]), completion("hello", 5, FinishReason::Stop));
         assert_eq!(generate("hello", 3, &[]), completion("hel", 3, FinishReason::Length));
@@ -178,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_text_made_in_steps_can_be_gone_on_with_at_any_token() {
-        let params = SamplingParams { temperature: 1.0, top_p: 1.0, seed: 0, max_tokens: 9, stop: Vec::new() };
+        let params = SamplingParams { max_tokens: 9, ..SamplingParams::default() };
         for made in 0..=5 {
             let mut echo = Echo::new(2, EchoCost { step_tokens: 2, ..EchoCost::default() });
             let whole: Vec<u32> = (1..=5).collect();

@@ -9,7 +9,6 @@ mod family;
 mod files;
 mod gpu;
 mod pooling;
-mod weights;
 
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
@@ -22,7 +21,6 @@ use self::blueprint::{Affine, Head, NormWeights};
 use self::cpu::Cpu;
 use self::files::Files;
 use self::gpu::Gpu;
-pub use self::weights::files as weight_files;
 use super::text::Text;
 use super::{Engine, Goal, LoadError, Output, Sequence, SequenceId, StepError};
 

@@ -24,29 +24,34 @@ pub struct Gguf {
     path: PathBuf,
     content: Content,
     reader: BufReader<File>,
-    device: Device,
 }
 
 impl Gguf {
-    /// Tensors will be on the device.
-    pub fn open(path: &Path, device: &Device) -> Result<Self, LoadError> {
+    pub fn open(path: &Path) -> Result<Self, LoadError> {
         let failed = |error: &dyn std::fmt::Display| LoadError::file(path, error);
         let file = File::open(path).map_err(|error| failed(&error))?;
         let mut reader = BufReader::with_capacity(1 << 20, file);
         let content =
             Content::read(&mut reader).map_err(|error| failed(&format!("is no readable GGUF file: {error}")))?;
-        Ok(Self { path: path.to_owned(), content, reader, device: device.clone() })
+        Ok(Self { path: path.to_owned(), content, reader })
     }
 
-    /// Where the tensors are.
-    pub fn device(&self) -> &Device {
-        &self.device
+    /// The values of a tensor.
+    pub fn values(&mut self, name: &str) -> Result<Vec<f32>, LoadError> {
+        let values = self.tensor(name)?.flatten_all().and_then(|tensor| tensor.to_vec1());
+        values.map_err(|error| self.error(format!("tensor {name}: {error}")))
     }
 
-    /// A tensor as f32. It is dequantized on the CPU, so that its numbers are the same on every device.
-    pub fn tensor(&mut self, name: &str) -> Result<Tensor, LoadError> {
+    /// The values of a matrix, and how many stand in a row.
+    pub fn matrix(&mut self, name: &str) -> Result<(Vec<f32>, usize), LoadError> {
+        let tensor = self.tensor(name)?;
+        let read = || Ok((tensor.flatten_all()?.to_vec1()?, tensor.dims2()?.1));
+        read().map_err(|error: candle_core::Error| self.error(format!("tensor {name}: {error}")))
+    }
+
+    fn tensor(&mut self, name: &str) -> Result<Tensor, LoadError> {
         let read = self.content.tensor(&mut self.reader, name, &Device::Cpu);
-        let dequantized = read.and_then(|tensor| tensor.dequantize(&Device::Cpu)?.to_device(&self.device));
+        let dequantized = read.and_then(|tensor| tensor.dequantize(&Device::Cpu));
         dequantized.map_err(|error| self.error(format!("tensor {name}: {error}")))
     }
 
@@ -180,9 +185,9 @@ mod tests {
         {
             let path = folder.path().join(name);
             std::fs::write(&path, bytes).unwrap();
-            let message = Gguf::open(&path, &Device::Cpu).map(drop).unwrap_err().to_string();
+            let message = Gguf::open(&path).map(drop).unwrap_err().to_string();
             assert!(message.contains(name) && message.contains("is no readable GGUF file"), "{message}");
         }
-        assert!(Gguf::open(Path::new("/missing.gguf"), &Device::Cpu).is_err());
+        assert!(Gguf::open(Path::new("/missing.gguf")).is_err());
     }
 }

@@ -8,9 +8,10 @@ use schemas::registry::{Dtype, Model, Task};
 use sha2::{Digest, Sha256};
 
 use super::Engine;
-use super::decoder::Decoder;
+use super::decoder::{self, Decoder};
 use super::echo::{self, Echo};
-use super::encoder::{self, Encoder};
+use super::encoder::Encoder;
+use super::tensors;
 use super::text::Text;
 
 /// The input limit of the echo engine, which has no model to set one.
@@ -73,18 +74,14 @@ fn load_unguarded(model: &Model, files: Option<&Path>) -> Result<Loaded, LoadErr
         (Task::Embed | Task::Classify | Task::Rerank, Some(folder)) => {
             let device = device()?;
             let (text, encoder) = Encoder::load(folder, model, &device)?;
-            let digest = Some(digest(&encoder::weight_files(folder)?)?);
+            let digest = Some(digest(&tensors::files(folder)?)?);
             Ok(Loaded { text: Arc::new(text), engine: Box::new(encoder), digest, device: name(&device) })
         }
         (Task::Generate, Some(path)) => {
-            let (file, device) = (gguf_file(path)?, device()?);
-            let (text, decoder) = Decoder::load(&file, model, &device)?;
-            Ok(Loaded {
-                text,
-                engine: Box::new(decoder),
-                digest: Some(digest(std::slice::from_ref(&file))?),
-                device: name(&device),
-            })
+            let device = device()?;
+            let (text, decoder) = Decoder::load(path, model, &device)?;
+            let digest = Some(digest(&decoder::weight_files(path)?)?);
+            Ok(Loaded { text, engine: Box::new(decoder), digest, device: name(&device) })
         }
         (_, None) => Err(LoadError::NoFiles),
     }
@@ -98,19 +95,4 @@ fn digest(weights: &[PathBuf]) -> Result<String, LoadError> {
         read.map_err(|error| LoadError::file(path, error))?;
     }
     Ok(format!("{:x}", hasher.finalize()))
-}
-
-/// The file itself, or the only one of a folder.
-fn gguf_file(path: &Path) -> Result<PathBuf, LoadError> {
-    if !path.is_dir() {
-        return Ok(path.to_owned());
-    }
-    let entries = std::fs::read_dir(path).map_err(|error| LoadError::file(path, error))?;
-    let is_gguf = |file: &PathBuf| file.extension().is_some_and(|extension| extension == "gguf");
-    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(is_gguf).collect();
-    match (files.pop(), files.is_empty()) {
-        (Some(file), true) => Ok(file),
-        (Some(_), false) => Err(LoadError::file(path, "holds several .gguf files; name one with `path`")),
-        (None, _) => Err(LoadError::file(path, "holds no .gguf file")),
-    }
 }

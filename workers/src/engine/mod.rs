@@ -13,11 +13,14 @@ pub mod encoder;
 mod fault;
 mod gguf;
 pub mod load;
+mod model_config;
 mod prompts;
 pub mod queue;
 mod relay;
 mod sampling;
+mod spelling;
 pub mod template;
+mod tensors;
 pub mod text;
 pub mod thread;
 mod weights;
@@ -81,12 +84,51 @@ pub struct SamplingParams {
     pub temperature: f32,
     /// Nucleus: the smallest set of tokens whose probabilities reach this sum; 1 keeps all.
     pub top_p: f32,
+    /// Only so many of the most probable tokens are drawn from.
+    pub top_k: Option<usize>,
+    /// Only tokens are drawn from that are at least so probable, as a part of the most probable one.
+    pub min_p: f32,
+    /// Taken from the logit of a token for each time that it was generated before.
+    pub frequency_penalty: f32,
+    /// Taken from the logit of a token that was generated before.
+    pub presence_penalty: f32,
+    /// Added to the logits of tokens.
+    pub logit_bias: Vec<(u32, f32)>,
     /// Makes sampling repeatable: the same seed, prompt and position draw the same token whatever else is in the batch.
     pub seed: u64,
     /// At most this many tokens are generated.
     pub max_tokens: usize,
     /// Generation ends before the first of these strings, which is not part of the text.
     pub stop: Vec<String>,
+    /// Whether the probabilities of the tokens are wanted, and of how many of the most probable ones beside each.
+    pub logprobs: Option<usize>,
+}
+
+impl Default for SamplingParams {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: None,
+            min_p: 0.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+            max_tokens: usize::MAX,
+            stop: Vec::new(),
+            logprobs: None,
+        }
+    }
+}
+
+/// The logarithm of a generated token's probability, as the model gives it: before temperature, penalties and biases.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Logprobs {
+    pub token: u32,
+    pub logprob: f32,
+    /// Of the most probable tokens at this place, the best first.
+    pub top: Vec<(u32, f32)>,
 }
 
 /// What an engine made of a sequence.
@@ -100,6 +142,8 @@ pub enum Output {
         /// Tokens generated, the end-of-text token included.
         completion_tokens: usize,
         finish_reason: FinishReason,
+        /// Of the tokens generated, where they were wanted.
+        logprobs: Vec<Logprobs>,
     },
 }
 

@@ -1,65 +1,137 @@
 //! Sampling: from logits to a token. Randomness is counter-based, so that a draw depends on seed and position alone.
 
-use super::SamplingParams;
+use std::borrow::Cow;
+use std::cmp::Ordering;
 
-/// The next token of a sequence that has `position` tokens. Ties go to the lower id.
-pub fn sample(logits: &[f32], params: &SamplingParams, position: usize) -> u32 {
+use super::{Logprobs, SamplingParams};
+
+/// The next token of a sequence that has `position` tokens, of which some were `generated`. Ties go to the lower id.
+pub fn sample(logits: &[f32], params: &SamplingParams, generated: &[u32], position: usize) -> u32 {
+    let logits = adjusted(logits, params, generated);
     if params.temperature <= 0.0 {
-        return greedy(logits);
+        return greedy(&logits);
     }
-    let mut ranked = probabilities(logits, params.temperature);
-    ranked.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    let nucleus = nucleus(&ranked, params.top_p);
-    let total: f32 = nucleus.iter().map(|(_, probability)| probability).sum();
+    let candidates = candidates(&logits, params);
+    let total: f64 = candidates.iter().map(|(_, weight)| f64::from(*weight)).sum();
     let mut left = uniform(params.seed, position) * total;
-    for &(token, probability) in nucleus {
-        left -= probability;
+    for &(token, weight) in &candidates {
+        left -= f64::from(weight);
         if left < 0.0 {
             return token;
         }
     }
-    nucleus.last().map_or(0, |&(token, _)| token)
+    candidates.last().map_or(0, |&(token, _)| token)
+}
+
+/// Of one token, and of the `count` most probable ones.
+pub fn logprobs(logits: &[f32], token: u32, count: usize) -> Logprobs {
+    let whole = whole(logits);
+    let mut top: Vec<(u32, f32)> = Vec::with_capacity(count + 1);
+    for (token, &logit) in (0..).zip(logits) {
+        if top.len() == count && top.last().is_none_or(|last| last.1 >= logit) {
+            continue;
+        }
+        let place = top.partition_point(|other| other.1 >= logit);
+        top.insert(place, (token, logit));
+        top.truncate(count);
+    }
+    top.iter_mut().for_each(|(_, logit)| *logit -= whole);
+    Logprobs { token, logprob: logits[token as usize] - whole, top }
 }
 
 /// Of one token, as a logarithm.
 pub fn log_probability(logits: &[f32], token: u32) -> f32 {
-    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    logits[token as usize] - whole(logits)
+}
+
+/// The logarithm of the sum of all weights.
+fn whole(logits: &[f32]) -> f32 {
+    let most = most(logits);
     let sum: f64 = logits.iter().map(|logit| f64::from((logit - most).exp())).sum();
-    logits[token as usize] - most - sum.ln() as f32
+    most + sum.ln() as f32
+}
+
+/// With penalties and biases.
+fn adjusted<'a>(logits: &'a [f32], params: &SamplingParams, generated: &[u32]) -> Cow<'a, [f32]> {
+    let (frequency, presence) = (params.frequency_penalty, params.presence_penalty);
+    if params.logit_bias.is_empty() && frequency == 0.0 && presence == 0.0 {
+        return Cow::Borrowed(logits);
+    }
+    let mut logits = logits.to_vec();
+    for &(token, bias) in &params.logit_bias {
+        logits[token as usize] += bias;
+    }
+    let mut seen = generated.to_vec();
+    seen.sort_unstable();
+    for same in seen.chunk_by(|a, b| a == b) {
+        logits[same[0] as usize] -= presence + frequency * same.len() as f32;
+    }
+    Cow::Owned(logits)
 }
 
 fn greedy(logits: &[f32]) -> u32 {
-    let best = (0_u32..)
-        .zip(logits)
-        .fold((0, f32::NEG_INFINITY), |best, (token, &logit)| if logit > best.1 { (token, logit) } else { best });
-    best.0
+    let most = most(logits);
+    (0..).zip(logits).find(|(_, logit)| **logit == most).map_or(0, |(token, _)| token)
 }
 
-fn probabilities(logits: &[f32], temperature: f32) -> Vec<(u32, f32)> {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let weights: Vec<f32> = logits.iter().map(|logit| ((logit - max) / temperature).exp()).collect();
-    let sum: f32 = weights.iter().sum();
-    (0..).zip(weights.into_iter().map(|weight| weight / sum)).collect()
+/// The highest one. In lanes, which compilers make vectors of.
+fn most(logits: &[f32]) -> f32 {
+    let higher = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; 32];
+    let (chunks, rest) = logits.as_chunks::<32>();
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, logit)| *lane = higher(*lane, *logit));
+    }
+    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, higher)
 }
 
-/// The smallest head of the ranking whose probabilities reach `top_p`.
-fn nucleus(ranked: &[(u32, f32)], top_p: f32) -> &[(u32, f32)] {
-    let mut sum = 0.0;
-    let below = ranked.iter().take_while(|(_, probability)| {
-        let was_below = sum < top_p;
-        sum += probability;
-        was_below
+/// The tokens that are drawn from, each with its weight. The most probable one weighs 1.
+fn candidates(logits: &[f32], params: &SamplingParams) -> Vec<(u32, f32)> {
+    let most = most(logits);
+    let weights = logits.iter().map(|logit| ((logit - most) / params.temperature).exp());
+    let mut candidates: Vec<(u32, f32)> = (0..).zip(weights).collect();
+    if params.min_p > 0.0 {
+        candidates.retain(|(_, weight)| *weight >= params.min_p);
+    }
+    if let Some(count) = params.top_k.filter(|count| (1..candidates.len()).contains(count)) {
+        candidates.select_nth_unstable_by(count - 1, ranked);
+        candidates.truncate(count);
+        candidates.sort_unstable_by(ranked);
+    }
+    if params.top_p < 1.0 {
+        keep_nucleus(&mut candidates, f64::from(params.top_p));
+    }
+    candidates
+}
+
+/// The smallest head of the ranking that has this part of the whole weight.
+fn keep_nucleus(candidates: &mut Vec<(u32, f32)>, top_p: f64) {
+    let sum: f64 = candidates.iter().map(|(_, weight)| f64::from(*weight)).sum();
+    // All tokens that weigh less have too little weight together to be in the nucleus: they need not be ranked.
+    let least = (1.0 - top_p) * sum / candidates.len() as f64;
+    candidates.retain(|(_, weight)| f64::from(*weight) >= least);
+    candidates.sort_unstable_by(ranked);
+    let mut reached = 0.0;
+    let needed = candidates.iter().take_while(|(_, weight)| {
+        let is_needed = reached < top_p * sum;
+        reached += f64::from(*weight);
+        is_needed
     });
-    &ranked[..below.count().max(1)]
+    let count = needed.count().max(1);
+    candidates.truncate(count);
+}
+
+fn ranked(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
 
 /// Between 0 and 1: SplitMix64 (Steele et al., 2014) of the seed at that place of its sequence.
-fn uniform(seed: u64, position: usize) -> f32 {
+fn uniform(seed: u64, position: usize) -> f64 {
     let mut bits = seed.wrapping_add((position as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     bits ^= bits >> 31;
-    (bits >> 40) as f32 / (1_u64 << 24) as f32
+    (bits >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 #[cfg(test)]
@@ -69,19 +141,61 @@ mod tests {
     use super::*;
 
     fn params(temperature: f32, top_p: f32, seed: u64) -> SamplingParams {
-        SamplingParams { temperature, top_p, seed, max_tokens: 1, stop: Vec::new() }
+        SamplingParams { temperature, top_p, seed, ..SamplingParams::default() }
+    }
+
+    /// How often each of the tokens is drawn in 10,000 times.
+    fn drawn<const N: usize>(logits: &[f32; N], params: &SamplingParams, generated: &[u32]) -> [usize; N] {
+        let mut counts = [0; N];
+        (0..10_000).for_each(|position| counts[sample(logits, params, generated, position) as usize] += 1);
+        counts
     }
 
     #[test]
     fn greedy_takes_the_first_of_the_best() {
-        assert_eq!(sample(&[0.0, 2.0, 2.0, 1.0], &params(0.0, 1.0, 7), 3), 1);
+        assert_eq!(sample(&[0.0, 2.0, 2.0, 1.0], &params(0.0, 1.0, 7), &[], 3), 1);
+        let mut many = vec![-1.0; 100];
+        many[70] = 0.5;
+        assert_eq!(sample(&many, &params(0.0, 1.0, 7), &[], 3), 70);
     }
 
     #[test]
     fn draws_follow_the_probabilities() {
-        let logits = [0.0, 3.0_f32.ln(), f32::NEG_INFINITY];
-        let ones = (0..10_000).filter(|&position| sample(&logits, &params(1.0, 1.0, 1), position) == 1).count();
-        assert!((7_300..7_700).contains(&ones), "{ones} of 10000, where 7500 are due");
+        let [zeros, ones, never] = drawn(&[0.0, 3.0_f32.ln(), f32::NEG_INFINITY], &params(1.0, 1.0, 1), &[]);
+        assert!((7_300..7_700).contains(&ones) && never == 0, "{ones} and {zeros} of 10000, where 7500 are due");
+    }
+
+    #[test]
+    fn only_the_most_probable_are_drawn_where_that_is_asked_for() {
+        let logits = [0.1_f32, 0.2, 0.4, 0.3].map(f32::ln);
+        let only = |params: SamplingParams| drawn(&logits, &params, &[]).map(|count| count > 0);
+        assert_eq!(only(SamplingParams { top_k: Some(2), ..params(1.0, 1.0, 1) }), [false, false, true, true]);
+        assert_eq!(only(SamplingParams { top_k: Some(9), ..params(1.0, 1.0, 1) }), [true; 4]);
+        assert_eq!(only(SamplingParams { min_p: 0.45, ..params(1.0, 1.0, 1) }), [false, true, true, true]);
+        assert_eq!(only(params(1.0, 0.85, 1)), [false, true, true, true]);
+        assert_eq!(only(SamplingParams { top_k: Some(3), ..params(1.0, 0.7, 1) }), [false, false, true, true]);
+    }
+
+    #[test]
+    fn penalties_and_biases_move_logits() {
+        let logits = [1.0, 0.8, 0.6];
+        let next = |params: &SamplingParams, generated: &[u32]| sample(&logits, params, generated, 5);
+        let presence = SamplingParams { presence_penalty: 0.3, ..params(0.0, 1.0, 0) };
+        assert_eq!([&[][..], &[0], &[0, 0, 1]].map(|generated| next(&presence, generated)), [0, 1, 0]);
+        let frequency = SamplingParams { frequency_penalty: 0.15, ..params(0.0, 1.0, 0) };
+        assert_eq!([&[0][..], &[0, 0], &[0, 0, 0, 1, 1]].map(|generated| next(&frequency, generated)), [0, 1, 2]);
+        let bias = SamplingParams { logit_bias: vec![(0, -100.0), (2, 0.3)], ..params(0.0, 1.0, 0) };
+        assert_eq!(next(&bias, &[]), 2);
+    }
+
+    #[test]
+    fn logprobs_are_of_the_model_and_the_best_come_first() {
+        let logits = [0.1_f32, 0.2, 0.4, 0.3].map(|probability| probability.ln() + 3.0);
+        let Logprobs { token, logprob, top } = logprobs(&logits, 1, 2);
+        let near = |a: f32, b: f32| (a - b.ln()).abs() < 1e-5;
+        assert!(token == 1 && near(logprob, 0.2), "{logprob}");
+        assert!(matches!(top[..], [(2, a), (3, b)] if near(a, 0.4) && near(b, 0.3)), "{top:?}");
+        assert_eq!(super::logprobs(&logits, 1, 0).top, []);
     }
 
     proptest! {
@@ -89,12 +203,14 @@ mod tests {
         fn a_draw_is_repeatable_and_within_the_nucleus(
             logits in prop::collection::vec(-8.0f32..8.0, 1..50), seed: u64, position in 0usize..10_000, top_p in 0.01f32..1.0
         ) {
-            let token = sample(&logits, &params(0.8, top_p, seed), position);
-            prop_assert_eq!(token, sample(&logits, &params(0.8, top_p, seed), position));
-            let ranked = probabilities(&logits, 0.8);
-            let own = ranked[token as usize].1;
-            let above: f32 = ranked.iter().filter(|(_, probability)| *probability > own).map(|(_, probability)| probability).sum();
-            prop_assert!(above < top_p + 1e-4);
+            let params = params(0.8, top_p, seed);
+            let token = sample(&logits, &params, &[], position);
+            prop_assert_eq!(token, sample(&logits, &params, &[], position));
+            let all = candidates(&logits, &SamplingParams { top_p: 1.0, ..params });
+            let sum: f32 = all.iter().map(|(_, weight)| weight).sum();
+            let own = all[token as usize].1;
+            let above: f32 = all.iter().filter(|(_, weight)| *weight > own).map(|(_, weight)| weight).sum();
+            prop_assert!(above / sum < top_p + 1e-4);
         }
 
         #[test]

@@ -5,6 +5,7 @@ use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationDirection};
 
 use super::classes::{Classes, Scale};
 use super::prompts::Prompts;
+use super::spelling::Spelling;
 use super::template::{ChatTemplate, TemplateError};
 
 /// Turns text into a model's tokens and back.
@@ -28,7 +29,7 @@ pub struct Pair {
 
 #[derive(Debug)]
 enum Vocabulary {
-    HuggingFace(Box<Tokenizer>),
+    HuggingFace(Box<Tokenizer>, Spelling),
     /// A token for each byte: the echo engine needs no more.
     Bytes,
 }
@@ -95,7 +96,7 @@ impl Text {
     /// Tokens of a pair that none of the second text is among.
     pub fn pair_tokens(&self, pair: &Pair) -> usize {
         let around = match &self.vocabulary {
-            Vocabulary::HuggingFace(tokenizer) => {
+            Vocabulary::HuggingFace(tokenizer, _) => {
                 tokenizer.get_post_processor().map_or(0, |post| post.added_tokens(true))
             }
             Vocabulary::Bytes => 0,
@@ -116,7 +117,7 @@ impl Text {
             second.truncate(max.saturating_sub(self.pair_tokens(pair)), 0, TruncationDirection::Right);
         }
         match &self.vocabulary {
-            Vocabulary::HuggingFace(tokenizer) => {
+            Vocabulary::HuggingFace(tokenizer, _) => {
                 let joined = tokenizer.post_process(pair.first.clone(), Some(second), true).map_err(tokenizer_error)?;
                 let pair_at = joined.get_type_ids().iter().position(|&kind| kind == 1);
                 Ok((joined.get_ids().to_vec(), pair_at))
@@ -142,14 +143,14 @@ impl Text {
                 let content = messages.as_array().and_then(|all| all.last()).and_then(|last| last["content"].as_str());
                 self.tokens(content.unwrap_or_default(), false)
             }
-            (None, Vocabulary::HuggingFace(_)) => Err(TextError::NoTemplate),
+            (None, Vocabulary::HuggingFace(..)) => Err(TextError::NoTemplate),
         }
     }
 
     /// The text of tokens, without special ones. Bytes that are no UTF-8 become U+FFFD.
     pub fn decode(&self, tokens: &[u32]) -> String {
         match &self.vocabulary {
-            Vocabulary::HuggingFace(tokenizer) => tokenizer.decode(tokens, true).unwrap_or_default(),
+            Vocabulary::HuggingFace(tokenizer, _) => tokenizer.decode(tokens, true).unwrap_or_default(),
             Vocabulary::Bytes => {
                 let bytes: Vec<u8> = tokens.iter().map(|&token| u8::try_from(token).unwrap_or(b'?')).collect();
                 String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
@@ -171,7 +172,7 @@ impl Text {
 
     pub fn vocab_size(&self) -> usize {
         match &self.vocabulary {
-            Vocabulary::HuggingFace(tokenizer) => tokenizer.get_vocab_size(true),
+            Vocabulary::HuggingFace(tokenizer, _) => tokenizer.get_vocab_size(true),
             Vocabulary::Bytes => 256,
         }
     }
@@ -203,7 +204,7 @@ impl Text {
 
     fn tokens(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
         match &self.vocabulary {
-            Vocabulary::HuggingFace(tokenizer) => {
+            Vocabulary::HuggingFace(tokenizer, _) => {
                 let encoding = tokenizer.encode_fast(text, add_special_tokens);
                 encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(tokenizer_error)
             }
@@ -214,7 +215,7 @@ impl Text {
     /// Of a text without special tokens.
     fn encoding(&self, text: &str) -> Result<Encoding, TextError> {
         match &self.vocabulary {
-            Vocabulary::HuggingFace(tokenizer) => tokenizer.encode_fast(text, false).map_err(tokenizer_error),
+            Vocabulary::HuggingFace(tokenizer, _) => tokenizer.encode_fast(text, false).map_err(tokenizer_error),
             Vocabulary::Bytes => {
                 let token = |byte| tokenizers::Token::new(u32::from(byte), String::new(), (0, 0));
                 Ok(Encoding::from_tokens(text.bytes().map(token).collect(), 0))
@@ -222,9 +223,21 @@ impl Text {
         }
     }
 
-    fn is_special(&self, token: u32) -> bool {
+    /// The bytes that a token stands for.
+    pub fn token_bytes(&self, token: u32) -> Vec<u8> {
         match &self.vocabulary {
-            Vocabulary::HuggingFace(tokenizer) => {
+            Vocabulary::HuggingFace(tokenizer, spelling) => match tokenizer.get_added_tokens_decoder().get(&token) {
+                Some(added) => added.content.clone().into_bytes(),
+                None => spelling.bytes(&tokenizer.id_to_token(token).unwrap_or_default()),
+            },
+            Vocabulary::Bytes => u8::try_from(token).into_iter().collect(),
+        }
+    }
+
+    /// Whether a token is no part of a text.
+    pub fn is_special(&self, token: u32) -> bool {
+        match &self.vocabulary {
+            Vocabulary::HuggingFace(tokenizer, _) => {
                 tokenizer.get_added_tokens_decoder().get(&token).is_some_and(|added| added.special)
             }
             Vocabulary::Bytes => false,
@@ -233,7 +246,8 @@ impl Text {
 }
 
 fn hugging_face(tokenizer: Tokenizer) -> Vocabulary {
-    Vocabulary::HuggingFace(Box::new(whole(tokenizer)))
+    let spelling = Spelling::of(&tokenizer);
+    Vocabulary::HuggingFace(Box::new(whole(tokenizer)), spelling)
 }
 
 fn tokenizer_error(error: tokenizers::Error) -> TextError {

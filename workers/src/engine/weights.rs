@@ -70,14 +70,21 @@ impl Weights {
     }
 
     /// The same on all threads of a team.
-    pub fn forward_on(&self, team: &Team, level: Level, rows: &[f32], to: &mut [f32], scratch: &mut QuantizedRows) {
-        let same = Activation::None;
+    pub fn forward_on(
+        &self,
+        team: &Team,
+        level: Level,
+        rows: &[f32],
+        to: &mut [f32],
+        function: Activation,
+        scratch: &mut QuantizedRows,
+    ) {
         match self {
-            Self::F32(linear) => linear.forward_on(team, level, rows, to, same),
-            Self::Int8(linear) => linear.forward_on(team, level, rows, to, same, scratch),
+            Self::F32(linear) => linear.forward_on(team, level, rows, to, function),
+            Self::Int8(linear) => linear.forward_on(team, level, rows, to, function, scratch),
             Self::Watched(linear, _) => {
                 self.watch(rows);
-                linear.forward_on(team, level, rows, to, same);
+                linear.forward_on(team, level, rows, to, function);
             }
         }
     }

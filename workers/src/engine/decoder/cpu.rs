@@ -6,18 +6,20 @@ use std::slice::ChunksExact;
 use std::sync::Arc;
 
 use kernels::{
-    BLOCK, Buffer, Level, Norm, PagedAttention, PagedScratch, Pages, QuantizedRows, Rotary, Span, Team, gate,
+    Activation, BLOCK, Buffer, Level, Norm, PagedAttention, PagedScratch, Pages, QuantizedRows, Rotary, Span, Team,
+    gate,
 };
 use schemas::registry::Dtype;
 
-use super::llama::Source;
-use super::model::{Input, Shape};
+use super::blueprint::{Layer, Rotation, Shape, Source};
+use super::model::Input;
 use crate::engine::LoadError;
-use crate::engine::encoder::blueprint::{Affine, Layer, NormWeights};
+use crate::engine::encoder::blueprint::{Affine, NormWeights};
 use crate::engine::weights::{Weights, norm};
 
 /// Inputs that share a scale in int8: decoders have a few that are a hundred times as large as others.
 const GROUP: usize = 64;
+const SAME: Activation = Activation::None;
 /// Rows that one thread is done with sooner than several.
 const ALONE: usize = 8;
 
@@ -27,6 +29,7 @@ pub struct Cpu {
     shape: Shape,
     /// `[vocabulary, hidden]`
     words: Vec<f32>,
+    positions: Option<Vec<f32>>,
     layers: Vec<Ready>,
     norm: Norm,
     output: Weights,
@@ -57,7 +60,7 @@ struct Memory {
 impl Cpu {
     /// Makes a model ready to run on as many threads as this process may use: its share of a container counts.
     pub fn new(source: Source, dtype: Dtype, blocks: usize) -> Result<Self, LoadError> {
-        let Source { shape, words, layers, norm: last, output } = source;
+        let Source { shape, words, positions, layers, norm: last, output } = source;
         let output = output.unwrap_or_else(|| Affine { weight: words.clone(), bias: None, inputs: shape.hidden });
         let make = |affine| match dtype {
             Dtype::Int8 => Weights::quantized_in_groups(affine, GROUP),
@@ -76,6 +79,7 @@ impl Cpu {
             memory: Memory::default(),
             shape,
             words,
+            positions,
         })
     }
 
@@ -102,11 +106,19 @@ impl Cpu {
     }
 
     fn embed(&mut self, inputs: &[Input<'_>]) {
-        let width = self.shape.hidden;
-        let tokens = inputs.iter().flat_map(|input| input.tokens);
-        self.memory.hidden.resize(tokens.clone().count() * width);
-        for (to, token) in self.memory.hidden.chunks_exact_mut(width).zip(tokens) {
-            to.copy_from_slice(&self.words[*token as usize * width..][..width]);
+        let Self { memory, shape, words, positions, .. } = self;
+        let width = shape.hidden;
+        let places = inputs.iter().flat_map(|input| input.tokens.iter().zip(input.start..));
+        memory.hidden.resize(places.clone().count() * width);
+        for (to, (token, position)) in memory.hidden.chunks_exact_mut(width).zip(places) {
+            to.copy_from_slice(&words[*token as usize * width..][..width]);
+            if shape.word_scale != 1.0 {
+                to.iter_mut().for_each(|value| *value *= shape.word_scale);
+            }
+            if let Some(positions) = positions {
+                let own = &positions[position * width..][..width];
+                to.iter_mut().zip(own).for_each(|(value, own)| *value += own);
+            }
         }
     }
 
@@ -116,10 +128,10 @@ impl Cpu {
         let (Ready { parts, attention, rotary }, pages) = (&layers[index], &mut pages[index]);
         let Memory { hidden, narrow, projected, attended, quantized, attention: scratch, .. } = memory;
         let (on, count) = ((&*team, *level), hidden.len() / shape.hidden);
-        normed(on, parts.norm.as_ref(), hidden, narrow, shape.hidden);
+        normed(on, &parts.norm, hidden, narrow, shape.hidden);
         let width = parts.projection.outputs();
         projected.resize(count * width);
-        parts.projection.forward_on(team, *level, narrow, projected, quantized);
+        parts.projection.forward_on(team, *level, narrow, projected, SAME, quantized);
         let (mixed, keys) = (shape.heads * shape.head_size, shape.key_heads * shape.head_size);
         let positions: Vec<usize> = spans.iter().flat_map(|span| span.start..span.start + span.rows.len()).collect();
         each_row(team, projected, width, |first, rows| {
@@ -143,7 +155,7 @@ impl Cpu {
         }
         attended.resize(count * mixed);
         attention.forward(team, *level, pages, spans, projected, width, attended, scratch);
-        parts.output.forward_on(team, *level, attended, narrow, quantized);
+        parts.output.forward_on(team, *level, attended, narrow, SAME, quantized);
         add(on, parts.output_norm.as_ref(), hidden, narrow, shape.hidden);
     }
 
@@ -153,30 +165,32 @@ impl Cpu {
         let parts = &layers[index].parts;
         let Memory { hidden, narrow, wide, gated, quantized, .. } = memory;
         let (on, count) = ((&*team, *level), hidden.len() / shape.hidden);
-        normed(on, parts.perceptron_norm.as_ref(), hidden, narrow, shape.hidden);
+        normed(on, &parts.perceptron_norm, hidden, narrow, shape.hidden);
         let width = parts.up.outputs();
         wide.resize(count * width);
-        parts.up.forward_on(team, *level, narrow, wide, quantized);
-        let inner = width / 2;
-        gated.resize(count * inner);
+        let activation = if parts.gated { SAME } else { parts.activation };
+        parts.up.forward_on(team, *level, narrow, wide, activation, quantized);
         let wide = &*wide;
-        each_row(team, gated, inner, |first, rows| {
-            let from = &wide[first * width..first * width + 2 * rows.len()];
-            gate(*level, from, rows, inner, parts.activation);
-        });
-        parts.down.forward_on(team, *level, gated, narrow, quantized);
+        let inner = match parts.gated {
+            true => {
+                gated.resize(wide.len() / 2);
+                each_row(team, gated, width / 2, |first, rows| {
+                    let from = &wide[first * width..first * width + 2 * rows.len()];
+                    gate(*level, from, rows, width / 2, parts.activation);
+                });
+                &**gated
+            }
+            false => wide,
+        };
+        parts.down.forward_on(team, *level, inner, narrow, SAME, quantized);
         add(on, parts.down_norm.as_ref(), hidden, narrow, shape.hidden);
     }
 
     fn score(&mut self, inputs: &[Input<'_>], spans: &[Span<'_>]) {
         let width = self.shape.hidden;
         let Memory { hidden, narrow, logits, quantized, .. } = &mut self.memory;
-        let wanted: Vec<usize> = inputs
-            .iter()
-            .zip(spans)
-            .filter(|(input, _)| input.wants_logits)
-            .map(|(_, span)| span.rows.end - 1)
-            .collect();
+        let wanted: Vec<usize> =
+            inputs.iter().zip(spans).flat_map(|(input, span)| span.rows.end - input.wanted..span.rows.end).collect();
         narrow.resize(wanted.len() * width);
         for (to, row) in narrow.chunks_exact_mut(width).zip(&wanted) {
             to.copy_from_slice(&hidden[row * width..(row + 1) * width]);
@@ -184,20 +198,23 @@ impl Cpu {
         self.norm.apply(self.level, narrow);
         logits.resize(wanted.len() * self.output.outputs());
         if !wanted.is_empty() {
-            self.output.forward_on(&self.team, self.level, narrow, logits, quantized);
+            self.output.forward_on(&self.team, self.level, narrow, logits, SAME, quantized);
+            if let Some(cap) = self.shape.logit_cap {
+                logits.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
+            }
         }
     }
 }
 
 /// All layers of a model, with what they share.
 fn ready(shape: &Shape, layers: Vec<Layer<Affine, NormWeights>>, make: impl Fn(Affine) -> Weights) -> Vec<Ready> {
-    // Layers share tables of rotary positions that have the same base.
-    let mut turns: Vec<(f64, Arc<Rotary>)> = Vec::new();
-    let mut turn = |base: f64| {
-        let known = turns.iter().find(|(other, _)| *other == base).map(|(_, rotary)| Arc::clone(rotary));
+    // Layers that turn alike share a table.
+    let mut turns: Vec<(Rotation, Arc<Rotary>)> = Vec::new();
+    let mut turn = |rotation: &Rotation| {
+        let known = turns.iter().find(|(other, _)| other == rotation).map(|(_, rotary)| Arc::clone(rotary));
         known.unwrap_or_else(|| {
-            let rotary = Arc::new(Rotary::new(shape.head_size, shape.context, base));
-            turns.push((base, Arc::clone(&rotary)));
+            let rotary = Arc::new(Rotary::of(&rotation.frequencies, shape.context, rotation.scale));
+            turns.push((rotation.clone(), Arc::clone(&rotary)));
             rotary
         })
     };
@@ -206,31 +223,33 @@ fn ready(shape: &Shape, layers: Vec<Layer<Affine, NormWeights>>, make: impl Fn(A
             heads: shape.heads,
             kv_heads: shape.key_heads,
             size: shape.head_size,
-            scale: 1.0 / (shape.head_size as f32).sqrt(),
+            scale: shape.attention_scale,
             window: layer.window,
+            cap: shape.attention_cap,
         },
-        rotary: layer.rotary.map(&mut turn),
+        rotary: layer.rotation.as_ref().map(&mut turn),
         parts: layer.map(&make, norm),
     };
     layers.into_iter().map(each).collect()
 }
 
-/// Rows to their norms, or to what they are where there is none.
-fn normed((team, level): (&Team, Level), norm: Option<&Norm>, rows: &[f32], to: &mut Buffer<f32>, width: usize) {
+/// Rows to their norms.
+fn normed((team, level): (&Team, Level), norm: &Norm, rows: &[f32], to: &mut Buffer<f32>, width: usize) {
     to.resize(rows.len());
     each_row(team, to, width, |first, to| {
         to.copy_from_slice(&rows[first * width..first * width + to.len()]);
-        norm.iter().for_each(|norm| norm.apply(level, to));
+        norm.apply(level, to);
     });
 }
 
-fn add((team, level): (&Team, Level), norm: Option<&Norm>, rows: &mut [f32], more: &[f32], width: usize) {
+/// Adds rows to others, or their norms where there is one.
+fn add((team, level): (&Team, Level), norm: Option<&Norm>, rows: &mut [f32], more: &mut [f32], width: usize) {
+    if let Some(norm) = norm {
+        each_row(team, more, width, |_, more| norm.apply(level, more));
+    }
     each_row(team, rows, width, |first, rows| {
         let more = &more[first * width..first * width + rows.len()];
-        match norm {
-            Some(norm) => norm.add_and_apply(level, rows, more),
-            None => rows.iter_mut().zip(more).for_each(|(value, more)| *value += more),
-        }
+        rows.iter_mut().zip(more).for_each(|(value, more)| *value += more);
     });
 }
 

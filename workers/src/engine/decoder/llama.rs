@@ -1,51 +1,80 @@
-//! Llama-family models (Touvron et al., 2023) from GGUF files.
+//! Models of the Llama architecture (Touvron et al., 2023) from GGUF files.
 
-use super::model::Shape;
-use crate::engine::LoadError;
-use crate::engine::encoder::blueprint::{Affine, Layer, NormWeights};
-use crate::engine::gguf::Gguf;
 use kernels::Activation;
 
-/// A model's weights, in f32.
-pub struct Source {
-    pub shape: Shape,
-    /// `[vocabulary, hidden]`
-    pub words: Vec<f32>,
-    pub layers: Vec<Layer<Affine, NormWeights>>,
-    pub norm: NormWeights,
-    /// What scores the next token, where it is not the words.
-    pub output: Option<Affine>,
+use super::blueprint::{Layer, Rotation, Shape, Source};
+use super::rotation::Scaling;
+use crate::engine::LoadError;
+use crate::engine::encoder::blueprint::{Affine, NormWeights};
+use crate::engine::gguf::Gguf;
+use crate::engine::tensors::join;
+
+pub fn read(file: &mut Gguf) -> Result<Source, LoadError> {
+    let architecture = file.string("general.architecture")?;
+    if architecture != "llama" {
+        return Err(file.error(format!("general.architecture: {architecture:?} is not supported; llama is")));
+    }
+    let (shape, epsilon) = (shape(file)?, file.float("llama.attention.layer_norm_rms_epsilon")?);
+    let rotation = rotation(file, shape.head_size)?;
+    let layers = file.number("llama.block_count")?;
+    let layers = (0..layers).map(|index| layer(file, &shape, index, epsilon, &rotation)).collect::<Result<_, _>>()?;
+    let output = if file.has_tensor("output.weight") { Some(linear(file, "output.weight")?) } else { None };
+    let norm = NormWeights::Rms { weight: file.values("output_norm.weight")?, epsilon };
+    Ok(Source { words: file.values("token_embd.weight")?, positions: None, layers, norm, output, shape })
 }
 
-impl Source {
-    pub fn read(file: &mut Gguf) -> Result<Self, LoadError> {
-        let shape = Shape::read(file)?;
-        let layers = file.number("llama.block_count")?;
-        let base = f64::from(file.float("llama.rope.freq_base").unwrap_or(10_000.0));
-        let layers = (0..layers).map(|index| layer(file, &shape, index, base)).collect::<Result<_, _>>()?;
-        let output = if file.has_tensor("output.weight") { Some(linear(file, "output.weight")?) } else { None };
-        let norm = norm(file, "output_norm.weight", &shape)?;
-        Ok(Self { words: values(file, "token_embd.weight")?, layers, norm, output, shape })
+fn shape(file: &Gguf) -> Result<Shape, LoadError> {
+    let heads = file.number("llama.attention.head_count")?;
+    let key_heads = file.number("llama.attention.head_count_kv").unwrap_or(heads);
+    let (hidden, size) = (file.number("llama.embedding_length")?, file.number("llama.rope.dimension_count")?);
+    match key_heads > 0 && heads % key_heads == 0 && heads * size == hidden {
+        true => Ok(Shape::plain(hidden, [heads, key_heads], size, file.number("llama.context_length")?)),
+        false => Err(file.error(format!("{heads} heads of {size} with {key_heads} for keys do not make {hidden}"))),
     }
 }
 
-fn layer(file: &mut Gguf, shape: &Shape, index: usize, base: f64) -> Result<Layer<Affine, NormWeights>, LoadError> {
+/// Positions may be stretched by a factor, or as Llama 3.1 does, by a divisor of each frequency.
+fn rotation(file: &mut Gguf, size: usize) -> Result<Rotation, LoadError> {
+    let base = f64::from(file.float("llama.rope.freq_base").unwrap_or(10_000.0));
+    let scaling = match file.string("llama.rope.scaling.type") {
+        Err(_) | Ok("none") => Scaling::None,
+        Ok("linear") => Scaling::Linear { factor: f64::from(file.float("llama.rope.scaling.factor")?) },
+        Ok(other) => {
+            return Err(file.error(format!("llama.rope.scaling.type: {other:?} is not supported; none and linear are")));
+        }
+    };
+    let mut rotation = Rotation::new(size, base, scaling);
+    if file.has_tensor("rope_freqs.weight") {
+        let divisors = file.values("rope_freqs.weight")?;
+        rotation.frequencies.iter_mut().zip(divisors).for_each(|(frequency, by)| *frequency /= f64::from(by));
+    }
+    Ok(rotation)
+}
+
+fn layer(
+    file: &mut Gguf,
+    shape: &Shape,
+    index: usize,
+    epsilon: f32,
+    rotation: &Rotation,
+) -> Result<Layer<Affine, NormWeights>, LoadError> {
     let name = |part: &str| format!("blk.{index}.{part}.weight");
+    let norm =
+        |file: &mut Gguf, part: &str| file.values(&name(part)).map(|weight| NormWeights::Rms { weight, epsilon });
     let mut queries = linear(file, &name("attn_q"))?;
     let mut keys = linear(file, &name("attn_k"))?;
     halves(&mut queries, shape.head_size);
     halves(&mut keys, shape.head_size);
-    let projection = joined([queries, keys, linear(file, &name("attn_v"))?]);
     Ok(Layer {
-        norm: Some(norm(file, &name("attn_norm"), shape)?),
-        projection,
+        norm: norm(file, "attn_norm")?,
+        projection: join(vec![queries, keys, linear(file, &name("attn_v"))?]),
         head_norms: None,
-        rotary: Some(base),
+        rotation: Some(rotation.clone()),
         window: None,
         output: linear(file, &name("attn_output"))?,
         output_norm: None,
-        perceptron_norm: Some(norm(file, &name("ffn_norm"), shape)?),
-        up: joined([linear(file, &name("ffn_gate"))?, linear(file, &name("ffn_up"))?]),
+        perceptron_norm: norm(file, "ffn_norm")?,
+        up: join(vec![linear(file, &name("ffn_gate"))?, linear(file, &name("ffn_up"))?]),
         activation: Activation::Silu,
         gated: true,
         down: linear(file, &name("ffn_down"))?,
@@ -65,22 +94,7 @@ fn halves(rows: &mut Affine, size: usize) {
     }
 }
 
-fn joined<const N: usize>(parts: [Affine; N]) -> Affine {
-    let inputs = parts[0].inputs;
-    Affine { weight: parts.into_iter().flat_map(|part| part.weight).collect(), bias: None, inputs }
-}
-
 fn linear(file: &mut Gguf, name: &str) -> Result<Affine, LoadError> {
-    let tensor = file.tensor(name)?;
-    let (_, inputs) = tensor.dims2().map_err(|error| file.error(format!("tensor {name}: {error}")))?;
-    Ok(Affine { weight: values(file, name)?, bias: None, inputs })
-}
-
-fn norm(file: &mut Gguf, name: &str, shape: &Shape) -> Result<NormWeights, LoadError> {
-    Ok(NormWeights::Rms { weight: values(file, name)?, epsilon: shape.epsilon })
-}
-
-fn values(file: &mut Gguf, name: &str) -> Result<Vec<f32>, LoadError> {
-    let values = file.tensor(name)?.flatten_all().and_then(|tensor| tensor.to_vec1::<f32>());
-    values.map_err(|error| file.error(format!("tensor {name}: {error}")))
+    let (weight, inputs) = file.matrix(name)?;
+    Ok(Affine { weight, bias: None, inputs })
 }

@@ -1,4 +1,4 @@
-//! The decoder engine: Llama-family models that continue text.
+//! The decoder engine: models that continue text.
 //!
 //! Batching is continuous: each step computes one token of every running sequence and, within a budget of tokens, a chunk
 //! of the prompts that are still being read, all packed in one matrix. Sequences join and leave between steps. Keys and
@@ -6,10 +6,15 @@
 //! and where one needs another block and there is none, the one that came last gives its own back and begins again later.
 
 mod blocks;
+mod blueprint;
 mod cpu;
+mod family;
+mod files;
 mod gpu;
 mod llama;
 mod model;
+mod rotation;
+mod running;
 
 use std::collections::{HashSet, VecDeque};
 use std::path::Path;
@@ -19,16 +24,16 @@ use candle_core::Device;
 use kernels::{BLOCK, Pages};
 use schemas::registry::Model;
 
-use self::blocks::{Blocks, Name, name_after};
+use self::blocks::{Blocks, Name};
 use self::cpu::Cpu;
-use self::gpu::Llama;
-use self::llama::Source;
-use self::model::{Executor, Input, Shape};
-use super::gguf::Gguf;
-use super::sampling::{log_probability, sample};
-use super::template::ChatTemplate;
+use self::files::Files;
+pub use self::files::weights as weight_files;
+use self::gpu::Gpu;
+use self::model::{Executor, Input};
+use self::running::Running;
+use super::sampling::log_probability;
 use super::text::Text;
-use super::{Engine, FinishReason, Goal, LoadError, Output, SamplingParams, Sequence, SequenceId, StepError};
+use super::{Engine, LoadError, Output, Sequence, SequenceId, StepError};
 
 /// Prompt tokens computed in one step, so that a long prompt does not hold up the others for long.
 const STEP_TOKENS_MAX: usize = 512;
@@ -47,42 +52,23 @@ pub struct Decoder {
     finished: Vec<(SequenceId, Output)>,
 }
 
-/// A sequence with a place in the batch.
-struct Running {
-    id: SequenceId,
-    /// Prompt and what was generated.
-    tokens: Vec<u32>,
-    prompt_tokens: usize,
-    /// How many of the tokens are in the cache.
-    computed: usize,
-    params: SamplingParams,
-    blocks: Vec<u32>,
-    /// Of the blocks that are full, and of those that the prompt will fill.
-    names: Vec<Name>,
-    /// Blocks whose name others may take them by.
-    named: usize,
-}
-
 impl Decoder {
-    /// Loads a GGUF file of the Llama architecture.
+    /// Loads a GGUF file, or a folder in the layout of the Hugging Face hub.
     pub fn load(path: &Path, model: &Model, device: &Device) -> Result<(Arc<Text>, Self), LoadError> {
-        let mut file = Gguf::open(path, device)?;
-        let shape = Shape::read(&file)?;
-        let layers = file.number("llama.block_count")?;
-        let of_block = layers * Pages::block_bytes(shape.key_heads, shape.head_size);
+        let mut files = Files::read(path)?;
+        let (shape, ends) = (files.source.shape.clone(), std::mem::take(&mut files.ends));
+        let of_block = files.source.layers.len() * Pages::block_bytes(shape.key_heads, shape.head_size);
         let count = ((model.limits.kv_cache_mebibytes << 20) / of_block).max(1);
+        let context = model.limits.prompt_tokens.unwrap_or(usize::MAX).min(shape.context).min(count * BLOCK);
+        let (source, text) = files.take(context);
         let executor = match device.is_cpu() {
-            true => Executor::Cpu(Box::new(Cpu::new(Source::read(&mut file)?, model.dtype, count)?)),
-            false => Executor::Gpu(Box::new(Llama::load(&mut file)?)),
+            true => Executor::Cpu(Box::new(Cpu::new(source, model.dtype, count)?)),
+            false => Executor::Gpu(Box::new(Gpu::new(&source, device).map_err(LoadError::Device)?)),
         };
         if let Executor::Cpu(cpu) = &executor {
             tracing::info!(level = cpu.level().name(), blocks = count, "decoder is ready");
         }
-        let context = model.limits.prompt_tokens.unwrap_or(usize::MAX).min(shape.context).min(count * BLOCK);
-        let text = Arc::new(text(&file, context)?);
-        let ends = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"];
-        let ends =
-            ends.iter().filter_map(|key| file.number(key).ok()).filter_map(|id| u32::try_from(id).ok()).collect();
+        let text = Arc::new(text);
         Ok((Arc::clone(&text), Self::new(executor, Blocks::new(count), text, ends, model.limits.batch)))
     }
 
@@ -93,18 +79,23 @@ impl Decoder {
 
     /// The logarithms of the probabilities that the model gives to each token but the first, after those before it.
     pub fn score(&mut self, tokens: &[u32]) -> Result<Vec<f32>, StepError> {
+        let mut scores = Vec::with_capacity(tokens.len());
+        let last = tokens.len().saturating_sub(1);
+        self.read(&tokens[..last], |at, logits| scores.push(log_probability(logits, tokens[at + 1])))?;
+        Ok(scores)
+    }
+
+    /// Reads tokens and shows the logits after each of them.
+    pub fn read(&mut self, tokens: &[u32], mut each: impl FnMut(usize, &[f32])) -> Result<(), StepError> {
         let mut blocks = Vec::new();
         blocks.extend((0..tokens.len().div_ceil(BLOCK)).map_while(|_| self.blocks.take()));
-        let mut scores = Vec::with_capacity(tokens.len());
-        for first in (0..tokens.len().saturating_sub(1)).step_by(BLOCK) {
-            let places = first..(first + BLOCK).min(tokens.len() - 1);
-            let input = |at| Input { tokens: &tokens[at..at + 1], start: at, blocks: &blocks, wants_logits: true };
-            let inputs: Vec<Input<'_>> = places.clone().map(input).collect();
-            let logits = self.executor.forward(&inputs)?;
-            scores.extend(logits.zip(places).map(|(logits, at)| log_probability(logits, tokens[at + 1])));
+        for (start, tokens) in (0..).step_by(BLOCK).zip(tokens.chunks(BLOCK)) {
+            let input = Input { tokens, start, blocks: &blocks, wanted: tokens.len() };
+            let logits = self.executor.forward(&[input])?;
+            (start..).zip(logits).for_each(|(at, logits)| each(at, logits));
         }
         self.blocks.let_go(&blocks);
-        Ok(scores)
+        Ok(())
     }
 
     fn new(executor: Executor, blocks: Blocks, text: Arc<Text>, ends: Vec<u32>, batch: usize) -> Self {
@@ -132,11 +123,6 @@ impl Decoder {
             && let Some((id, sequence)) = self.waiting.pop_front()
         {
             let mut running = Running::new(id, &sequence);
-            // A run that was taken over may have stood at its very end.
-            if let Some(output) = self.end_of(&running) {
-                self.finished.push((id, output));
-                continue;
-            }
             if self.executor.shares() {
                 running.share(&mut self.blocks);
                 // What another computes right now is waited for.
@@ -195,35 +181,6 @@ impl Decoder {
         }
         true
     }
-
-    /// Appends the next token of a sequence that has been computed to its end, and says whether that was the last.
-    fn extend(&mut self, index: usize, token: u32) -> Option<Output> {
-        let running = &mut self.running[index];
-        running.tokens.push(token);
-        self.made.push((running.id, token));
-        self.end_of(&self.running[index])
-    }
-
-    /// The output of a sequence whose last token ends it.
-    fn end_of(&self, running: &Running) -> Option<Output> {
-        let generated = &running.tokens[running.prompt_tokens..];
-        let completion_tokens = generated.len();
-        let done = |text, finish_reason| Some(Output::Completion { text, completion_tokens, finish_reason });
-        if self.ends.contains(generated.last()?) {
-            return done(self.text.decode(&generated[..completion_tokens - 1]), FinishReason::Stop);
-        }
-        // A stop string may begin in any earlier token, so the whole text is looked at; it costs little beside a step.
-        if !running.params.stop.is_empty() {
-            let text = self.text.decode(generated);
-            if let Some(end) = running.params.stop.iter().filter_map(|stop| text.find(stop.as_str())).min() {
-                return done(text[..end].to_owned(), FinishReason::Stop);
-            }
-        }
-        if completion_tokens >= running.params.max_tokens || running.tokens.len() >= self.text.prompt_tokens_max() {
-            return done(self.text.decode(generated), FinishReason::Length);
-        }
-        None
-    }
 }
 
 impl Decoder {
@@ -233,63 +190,6 @@ impl Decoder {
             let running = self.running.remove(index);
             self.blocks.let_go(&running.blocks);
         }
-    }
-}
-
-impl Running {
-    fn new(id: SequenceId, sequence: &Sequence) -> Self {
-        let Goal::Generate(params) = sequence.goal.clone() else {
-            unreachable!("the endpoints of a generating model ask for nothing else")
-        };
-        let tokens = [&sequence.tokens[..], &sequence.made].concat();
-        let prompt_tokens = sequence.tokens.len();
-        let mut running =
-            Self { id, tokens, prompt_tokens, computed: 0, params, blocks: Vec::new(), names: Vec::new(), named: 0 };
-        running.name_to(running.tokens.len() / BLOCK);
-        running
-    }
-
-    /// Names its first blocks.
-    fn name_to(&mut self, count: usize) {
-        for index in self.names.len()..count {
-            let tokens = &self.tokens[index * BLOCK..(index + 1) * BLOCK];
-            self.names.push(name_after(self.names.last(), tokens));
-        }
-    }
-
-    /// Takes what is known of its first tokens. The last one is computed in any case, for what comes after it.
-    fn share(&mut self, blocks: &mut Blocks) {
-        let most = (self.tokens.len() - 1) / BLOCK;
-        self.blocks.extend(self.names.iter().take(most).map_while(|name| blocks.share(name)));
-        self.named = self.blocks.len();
-        self.computed = self.named * BLOCK;
-    }
-
-    /// Its next tokens.
-    fn input(&self, count: usize) -> Input<'_> {
-        let end = self.computed + count;
-        Input {
-            tokens: &self.tokens[self.computed..end],
-            start: self.computed,
-            blocks: &self.blocks,
-            wants_logits: end == self.tokens.len(),
-        }
-    }
-
-    /// Tells others of the blocks that are full.
-    fn tell(&mut self, blocks: &mut Blocks) {
-        let full = self.computed / BLOCK;
-        self.name_to(full);
-        for index in self.named..full {
-            blocks.name(self.blocks[index], self.names[index]);
-        }
-        self.named = self.named.max(full);
-    }
-
-    /// As it came, with what was generated.
-    fn back(mut self) -> Sequence {
-        let made = self.tokens.split_off(self.prompt_tokens);
-        Sequence { made, ..Sequence::new(self.tokens, Goal::Generate(self.params)) }
     }
 }
 
@@ -310,28 +210,23 @@ impl Engine for Decoder {
         if inputs.is_empty() {
             return Ok(());
         }
-        let at_end = self.running.iter().zip(&counts).enumerate();
-        let at_end =
-            at_end.filter(|(_, (running, count))| **count > 0 && running.computed + *count == running.tokens.len());
-        let at_end: Vec<usize> = at_end.map(|(index, _)| index).collect();
-        let logits = self.executor.forward(&inputs)?;
-        let sampled: Vec<u32> = at_end
-            .iter()
-            .zip(logits)
-            .map(|(&index, logits)| sample(logits, &self.running[index].params, self.running[index].tokens.len()))
-            .collect();
+        let mut logits = self.executor.forward(&inputs)?;
+        let mut ended = Vec::new();
         for (running, count) in self.running.iter_mut().zip(counts) {
-            running.computed += count;
-            if self.executor.shares() {
-                running.tell(&mut self.blocks);
+            let Some(logits) = running.read(count, &mut logits) else { continue };
+            let mut output = running.resumed_at_end(&self.ends, &self.text);
+            if output.is_none() {
+                let token = running.draw(logits);
+                self.made.push((running.id, token));
+                output = running.output(&self.ends, &self.text);
+            }
+            if let Some(output) = output {
+                ended.push(running.id);
+                self.finished.push((running.id, output));
             }
         }
-        let mut ended = Vec::new();
-        for (index, token) in at_end.into_iter().zip(sampled) {
-            if let Some(output) = self.extend(index, token) {
-                self.finished.push((self.running[index].id, output));
-                ended.push(self.running[index].id);
-            }
+        if self.executor.shares() {
+            self.running.iter_mut().for_each(|running| running.tell(&mut self.blocks));
         }
         ended.into_iter().for_each(|id| self.end(id));
         Ok(())
@@ -355,19 +250,6 @@ impl Engine for Decoder {
     fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty()
     }
-}
-
-fn text(file: &Gguf, context: usize) -> Result<Text, LoadError> {
-    let token = |key: &str| file.number(key).and_then(|id| file.token(id)).unwrap_or_default();
-    let (begin, end) = (token("tokenizer.ggml.bos_token_id"), token("tokenizer.ggml.eos_token_id"));
-    let template = match file.string("tokenizer.chat_template") {
-        Ok(source) => Some(ChatTemplate::new(source, begin, end).map_err(|error| file.error(error))?),
-        Err(_) => None,
-    };
-    let adds_begin = file.flag("tokenizer.ggml.add_bos_token");
-    let begin = adds_begin.then(|| file.number("tokenizer.ggml.bos_token_id").ok()).flatten();
-    let begin = begin.and_then(|id| u32::try_from(id).ok());
-    Ok(Text::generation(file.tokenizer()?, template, begin, context))
 }
 
 #[cfg(test)]

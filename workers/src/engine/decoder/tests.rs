@@ -8,7 +8,10 @@ use serde_json::json;
 use tokenizers::Tokenizer;
 
 use super::*;
-use crate::engine::encoder::blueprint::{Affine, Layer, NormWeights};
+use crate::engine::{FinishReason, Goal, Logprobs, SamplingParams};
+use crate::engine::decoder::blueprint::{Layer, Rotation, Shape, Source};
+use crate::engine::decoder::rotation::Scaling;
+use crate::engine::encoder::blueprint::{Affine, NormWeights};
 
 const VOCABULARY: usize = 64;
 const CONTEXT: usize = 2048;
@@ -26,20 +29,19 @@ fn text() -> Text {
 
 /// Two layers of four heads in two groups; the same weights each time.
 fn source() -> Source {
-    let shape = Shape { hidden: 32, heads: 4, key_heads: 2, head_size: 8, context: CONTEXT, epsilon: 1e-5 };
     let mut random = fastrand::Rng::with_seed(1);
     let mut values = |count: usize| (0..count).map(|_| random.f32() - 0.5).collect::<Vec<f32>>();
     let mut linear = |inputs: usize, outputs: usize| Affine { weight: values(inputs * outputs), bias: None, inputs };
     let norm = || NormWeights::Rms { weight: vec![1.0; 32], epsilon: 1e-5 };
     let layers = (0..2).map(|_| Layer {
-        norm: Some(norm()),
+        norm: norm(),
         projection: linear(32, 64),
         head_norms: None,
-        rotary: Some(10_000.0),
+        rotation: Some(Rotation::new(8, 10_000.0, Scaling::None)),
         window: None,
         output: linear(32, 32),
         output_norm: None,
-        perceptron_norm: Some(norm()),
+        perceptron_norm: norm(),
         up: linear(32, 2 * 48),
         activation: Activation::Silu,
         gated: true,
@@ -47,11 +49,22 @@ fn source() -> Source {
         down_norm: None,
     });
     let layers = layers.collect();
-    Source { words: linear(VOCABULARY, 32).weight, layers, norm: norm(), output: None, shape }
+    Source {
+        words: linear(VOCABULARY, 32).weight,
+        positions: None,
+        layers,
+        norm: norm(),
+        output: None,
+        shape: Shape::plain(32, [4, 2], 8, CONTEXT),
+    }
 }
 
 fn decoder_of(dtype: Dtype, blocks: usize, batch: usize) -> Decoder {
     let executor = Executor::Cpu(Box::new(Cpu::new(source(), dtype, blocks).unwrap()));
+    decoder_on(executor, blocks, batch)
+}
+
+fn decoder_on(executor: Executor, blocks: usize, batch: usize) -> Decoder {
     Decoder::new(executor, Blocks::new(blocks), Arc::new(text()), Vec::new(), batch)
 }
 
@@ -60,7 +73,14 @@ fn decoder(batch: usize) -> Decoder {
 }
 
 fn sequence(tokens: Vec<u32>, max_tokens: usize, stop: &[String]) -> Sequence {
-    let params = SamplingParams { temperature: 0.7, top_p: 0.9, seed: 3, max_tokens, stop: stop.to_vec() };
+    let params = SamplingParams {
+        temperature: 0.7,
+        top_p: 0.9,
+        seed: 3,
+        max_tokens,
+        stop: stop.to_vec(),
+        ..SamplingParams::default()
+    };
     Sequence::new(tokens, Goal::Generate(params))
 }
 
@@ -75,6 +95,40 @@ fn run(decoder: &mut Decoder, sequences: &[Sequence]) -> Vec<Output> {
     }
     outputs.sort_by_key(|(id, _)| *id);
     outputs.into_iter().map(|(_, output)| output).collect()
+}
+
+#[test]
+fn both_executors_say_the_same() {
+    let gpu = Executor::Gpu(Box::new(Gpu::new(&source(), &Device::Cpu).unwrap()));
+    let sequences: Vec<_> = [5, 700, 1, 64].map(|length| sequence(prompt(length), 12, &[])).into();
+    assert_eq!(run(&mut decoder_on(gpu, 200, 3), &sequences), run(&mut decoder(3), &sequences));
+}
+
+#[test]
+fn logprobs_are_the_same_for_a_text_that_is_taken_over() {
+    let mut decoder = decoder(2);
+    let mut whole = sequence(prompt(40), 12, &[]);
+    if let Goal::Generate(params) = &mut whole.goal {
+        params.logprobs = Some(3);
+    }
+    decoder.add(SequenceId(1), whole.clone().into());
+    let mut tokens = Vec::new();
+    while !decoder.is_idle() {
+        decoder.step().unwrap();
+        tokens.extend(decoder.made().into_iter().map(|(_, token)| token));
+    }
+    let expected = decoder.finished().remove(0).1;
+    let Output::Completion { logprobs, .. } = &expected else { panic!("a decoder generates") };
+    assert_eq!(logprobs.iter().map(|one| one.token).collect::<Vec<_>>(), tokens);
+    assert!(logprobs.iter().all(|one| one.top.len() == 3 && one.top[0].1 >= one.logprob));
+    for made in [1, 7, 11, 12] {
+        let taken_over = Sequence { made: tokens[..made].to_vec(), ..whole.clone() };
+        let again = run(&mut decoder, &[taken_over]).remove(0);
+        let Output::Completion { logprobs: again, .. } = &again else { panic!("a decoder generates") };
+        let apart = |a: &Logprobs, b: &Logprobs| (a.token != b.token) || (a.logprob - b.logprob).abs() > 1e-4;
+        assert_eq!(again.len(), 12);
+        assert!(!again.iter().zip(logprobs).any(|(a, b)| apart(a, b)), "after {made}: {again:?} and {logprobs:?}");
+    }
 }
 
 fn letters(output: &Output) -> &str {
@@ -118,7 +172,15 @@ fn a_text_ends_before_its_stop_string_even_across_tokens() {
     let first = letters.windows(2).position(|pair| pair.iter().collect::<String>() == stop).unwrap();
     let stopped = run(&mut decoder, &[sequence(vec![1, 2, 3], 10, &[stop])]);
     let text: String = letters[..first].iter().collect();
-    assert_eq!(stopped, [Output::Completion { text, completion_tokens: first + 2, finish_reason: FinishReason::Stop }]);
+    assert_eq!(
+        stopped,
+        [Output::Completion {
+            text,
+            completion_tokens: first + 2,
+            finish_reason: FinishReason::Stop,
+            logprobs: Vec::new()
+        }]
+    );
 }
 
 #[test]
@@ -130,7 +192,15 @@ fn a_text_ends_with_its_end_token_which_counts_but_is_not_text() {
     plain.ends = vec![end];
     let ended = run(&mut plain, &[sequence(vec![9], 6, &[])]);
     let text: String = letters(&whole[0]).chars().take(first).collect();
-    assert_eq!(ended, [Output::Completion { text, completion_tokens: first + 1, finish_reason: FinishReason::Stop }]);
+    assert_eq!(
+        ended,
+        [Output::Completion {
+            text,
+            completion_tokens: first + 1,
+            finish_reason: FinishReason::Stop,
+            logprobs: Vec::new()
+        }]
+    );
 }
 
 #[test]

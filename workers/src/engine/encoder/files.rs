@@ -13,8 +13,9 @@ use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use super::blueprint::{Affine, Head, NormWeights, Pooling, Step};
-use super::family::{Config, Model};
-use super::weights::Weights;
+use super::family::Model;
+use crate::engine::model_config::Config;
+use crate::engine::tensors::Tensors;
 use crate::engine::{Classes, LoadError, Prompts, Scale};
 
 /// All that an encoder is made of.
@@ -49,7 +50,7 @@ struct SentenceTransformers {
 
 impl Files {
     pub fn read(folder: &Path) -> Result<Self, LoadError> {
-        let config = Config { path: folder.join("config.json"), values: required(folder, "config.json")? };
+        let config = Config::read(folder)?;
         let tokenizer_path = folder.join("tokenizer.json");
         let tokenizer =
             Tokenizer::from_file(&tokenizer_path).map_err(|error| LoadError::file(&tokenizer_path, error))?;
@@ -199,7 +200,7 @@ fn dense(path: &Path, config: &Value, width: usize) -> Result<(Step<Affine, Norm
         Some("SiLU") => Activation::Silu,
         Some(other) => return Err(invalid(&format!("activation_function {other} is not supported"))),
     };
-    let weights = Weights::open(path, &[])?;
+    let weights = Tensors::open(path, &[])?;
     let weight = weights.matrix("linear.weight", [outputs, width])?;
     let bias = weights.has("linear.bias").then(|| weights.vector("linear.bias", outputs)).transpose()?;
     Ok((Step::Linear(Affine { weight, bias, inputs: width }, activation), outputs))

@@ -32,7 +32,7 @@ fn embed(tokens: &[u32]) -> Work {
 }
 
 fn say(prompt: &str) -> Work {
-    let params = SamplingParams { temperature: 0.0, top_p: 1.0, seed: 0, max_tokens: 100, stop: Vec::new() };
+    let params = SamplingParams { temperature: 0.0, max_tokens: 100, ..SamplingParams::default() };
     work(vec![Sequence::new(prompt.bytes().map(u32::from).collect(), Goal::Generate(params))])
 }
 

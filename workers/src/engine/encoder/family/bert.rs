@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use kernels::Activation;
 
-use super::{Classifier, Config, Family, affine, join, labels, layer_norm};
+use super::{Classifier, Family, labels};
 use crate::engine::LoadError;
 use crate::engine::encoder::blueprint::{Affine, Embedding, Head, Layer, NormWeights, Pooling, Shape, Step};
-use crate::engine::encoder::weights::Weights;
+use crate::engine::model_config::Config;
+use crate::engine::tensors::{Tensors, affine, join, layer_norm};
 
 pub struct Bert {
     names: &'static Names,
@@ -123,7 +124,7 @@ impl Bert {
         })
     }
 
-    fn distance_bias(&self, weights: &Weights) -> Result<Arc<[Vec<f32>]>, LoadError> {
+    fn distance_bias(&self, weights: &Tensors) -> Result<Arc<[Vec<f32>]>, LoadError> {
         let table = weights.matrix("encoder.relative_attention_bias.weight", [self.buckets, self.heads])?;
         let farthest = self.positions as i64 - 1;
         let bias = |head: usize| {
@@ -135,7 +136,7 @@ impl Bert {
 }
 
 impl Family for Bert {
-    fn shape(&self, weights: &Weights) -> Result<Shape, LoadError> {
+    fn shape(&self, weights: &Tensors) -> Result<Shape, LoadError> {
         Ok(Shape {
             hidden: self.hidden,
             heads: self.heads,
@@ -147,7 +148,7 @@ impl Family for Bert {
         })
     }
 
-    fn embedding(&self, weights: &Weights) -> Result<Embedding<NormWeights>, LoadError> {
+    fn embedding(&self, weights: &Tensors) -> Result<Embedding<NormWeights>, LoadError> {
         let hidden = self.hidden;
         let table = [self.positions + self.offset, hidden];
         let positions = weights.matrix("embeddings.position_embeddings.weight", table)?;
@@ -171,7 +172,7 @@ impl Family for Bert {
         self.layers
     }
 
-    fn layer(&self, weights: &Weights, index: usize) -> Result<Layer<Affine, NormWeights>, LoadError> {
+    fn layer(&self, weights: &Tensors, index: usize) -> Result<Layer<Affine, NormWeights>, LoadError> {
         let Self { names, hidden, inner, .. } = self;
         let name = |part: &str| format!("{}.{index}.{part}", names.layer);
         let square = |part: &str| affine(weights, &name(part), [*hidden, *hidden], true);
@@ -194,7 +195,7 @@ impl Family for Bert {
         })
     }
 
-    fn classifier(&self, weights: &Weights, count: usize) -> Result<Classifier, LoadError> {
+    fn classifier(&self, weights: &Tensors, count: usize) -> Result<Classifier, LoadError> {
         let Head3 { dense, is_inside, activation, out } = &self.names.classifier;
         let square = [self.hidden, self.hidden];
         let outside = weights.outside();

@@ -4,10 +4,11 @@
 use kernels::Activation;
 use serde_json::Value;
 
-use super::{Classifier, Config, Family, affine, labels, layer_norm};
+use super::{Classifier, Family, labels};
 use crate::engine::LoadError;
 use crate::engine::encoder::blueprint::{Affine, Embedding, Head, Layer, NormWeights, Pooling, Shape, Step};
-use crate::engine::encoder::weights::Weights;
+use crate::engine::model_config::Config;
+use crate::engine::tensors::{Tensors, affine, layer_norm};
 
 pub struct ModernBert {
     vocabulary: usize,
@@ -79,7 +80,7 @@ impl ModernBert {
 }
 
 impl Family for ModernBert {
-    fn shape(&self, _: &Weights) -> Result<Shape, LoadError> {
+    fn shape(&self, _: &Tensors) -> Result<Shape, LoadError> {
         Ok(Shape {
             hidden: self.hidden,
             heads: self.heads,
@@ -91,7 +92,7 @@ impl Family for ModernBert {
         })
     }
 
-    fn embedding(&self, weights: &Weights) -> Result<Embedding<NormWeights>, LoadError> {
+    fn embedding(&self, weights: &Tensors) -> Result<Embedding<NormWeights>, LoadError> {
         Ok(Embedding {
             words: weights.matrix("embeddings.tok_embeddings.weight", [self.vocabulary, self.hidden])?,
             positions: None,
@@ -104,7 +105,7 @@ impl Family for ModernBert {
         self.sees_all.len()
     }
 
-    fn layer(&self, weights: &Weights, index: usize) -> Result<Layer<Affine, NormWeights>, LoadError> {
+    fn layer(&self, weights: &Tensors, index: usize) -> Result<Layer<Affine, NormWeights>, LoadError> {
         let Self { hidden, inner, .. } = *self;
         let name = |part: &str| format!("layers.{index}.{part}");
         let norm = |part: &str| layer_norm(weights, &name(part), hidden, self.epsilon);
@@ -127,11 +128,11 @@ impl Family for ModernBert {
         })
     }
 
-    fn final_norm(&self, weights: &Weights) -> Result<Option<NormWeights>, LoadError> {
+    fn final_norm(&self, weights: &Tensors) -> Result<Option<NormWeights>, LoadError> {
         layer_norm(weights, "final_norm", self.hidden, self.epsilon).map(Some)
     }
 
-    fn classifier(&self, weights: &Weights, count: usize) -> Result<Classifier, LoadError> {
+    fn classifier(&self, weights: &Tensors, count: usize) -> Result<Classifier, LoadError> {
         let outside = weights.outside();
         let (activation, pooling, biased) = self.classifier.unwrap_or((Activation::Gelu, Pooling::Cls, false));
         let dense = affine(&outside, "head.dense", [self.hidden, self.hidden], biased)?;

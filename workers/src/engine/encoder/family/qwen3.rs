@@ -3,10 +3,11 @@
 use kernels::Activation;
 use serde_json::Value;
 
-use super::{Classifier, Config, Family, affine, join, labels};
+use super::{Classifier, Family, labels};
 use crate::engine::LoadError;
 use crate::engine::encoder::blueprint::{Affine, Embedding, Head, Layer, NormWeights, Pooling, Shape};
-use crate::engine::encoder::weights::Weights;
+use crate::engine::model_config::Config;
+use crate::engine::tensors::{Tensors, affine, join};
 
 pub struct Qwen3 {
     vocabulary: usize,
@@ -58,14 +59,14 @@ impl Qwen3 {
         })
     }
 
-    fn norm(&self, weights: &Weights, name: &str, width: usize) -> Result<NormWeights, LoadError> {
+    fn norm(&self, weights: &Tensors, name: &str, width: usize) -> Result<NormWeights, LoadError> {
         let weight = weights.vector(&format!("{name}.weight"), width)?;
         Ok(NormWeights::Rms { weight, epsilon: self.epsilon })
     }
 }
 
 impl Family for Qwen3 {
-    fn shape(&self, _: &Weights) -> Result<Shape, LoadError> {
+    fn shape(&self, _: &Tensors) -> Result<Shape, LoadError> {
         Ok(Shape {
             hidden: self.hidden,
             heads: self.heads,
@@ -77,7 +78,7 @@ impl Family for Qwen3 {
         })
     }
 
-    fn embedding(&self, weights: &Weights) -> Result<Embedding<NormWeights>, LoadError> {
+    fn embedding(&self, weights: &Tensors) -> Result<Embedding<NormWeights>, LoadError> {
         let words = weights.matrix("embed_tokens.weight", [self.vocabulary, self.hidden])?;
         Ok(Embedding { words, positions: None, types: None, norm: None })
     }
@@ -86,7 +87,7 @@ impl Family for Qwen3 {
         self.layers
     }
 
-    fn layer(&self, weights: &Weights, index: usize) -> Result<Layer<Affine, NormWeights>, LoadError> {
+    fn layer(&self, weights: &Tensors, index: usize) -> Result<Layer<Affine, NormWeights>, LoadError> {
         let Self { hidden, heads, kv_heads, size, inner, biased, .. } = *self;
         let name = |part: &str| format!("layers.{index}.{part}");
         let attention = |part: &str, count: usize| {
@@ -112,11 +113,11 @@ impl Family for Qwen3 {
         })
     }
 
-    fn final_norm(&self, weights: &Weights) -> Result<Option<NormWeights>, LoadError> {
+    fn final_norm(&self, weights: &Tensors) -> Result<Option<NormWeights>, LoadError> {
         self.norm(weights, "norm", self.hidden).map(Some)
     }
 
-    fn classifier(&self, weights: &Weights, count: usize) -> Result<Classifier, LoadError> {
+    fn classifier(&self, weights: &Tensors, count: usize) -> Result<Classifier, LoadError> {
         let score = affine(&weights.outside(), "score", [count, self.hidden], false)?;
         Ok(Head { pooling: vec![Pooling::Last], steps: vec![labels(score)] })
     }

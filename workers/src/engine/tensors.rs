@@ -12,7 +12,8 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
 
-use crate::engine::LoadError;
+use super::LoadError;
+use super::encoder::blueprint::{Affine, NormWeights};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -27,7 +28,7 @@ pub struct Tensor {
 }
 
 /// All tensors of a model.
-pub struct Weights {
+pub struct Tensors {
     source: Arc<Source>,
     /// What names begin with where the model was saved as a part of another, such as `bert.`.
     prefix: String,
@@ -65,7 +66,7 @@ pub fn files(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
     }
 }
 
-impl Weights {
+impl Tensors {
     /// Opens a model's files. `prefixes` are what names may begin with; the first tensor that has one decides.
     pub fn open(folder: &Path, prefixes: &[&str]) -> Result<Self, LoadError> {
         let (mut tensors, mut opened) = (HashMap::new(), Vec::new());
@@ -134,6 +135,33 @@ impl Weights {
         };
         Ok(Tensor { shape: info.shape.clone(), values })
     }
+}
+
+/// A linear layer and whether it has a bias.
+pub fn affine(tensors: &Tensors, name: &str, shape: [usize; 2], biased: bool) -> Result<Affine, LoadError> {
+    let weight = tensors.matrix(&format!("{name}.weight"), shape)?;
+    let bias = biased.then(|| tensors.vector(&format!("{name}.bias"), shape[0])).transpose()?;
+    Ok(Affine { weight, bias, inputs: shape[1] })
+}
+
+/// Several layers over the same inputs as one.
+pub fn join(parts: Vec<Affine>) -> Affine {
+    let inputs = parts[0].inputs;
+    let mut joined = Affine { weight: Vec::new(), bias: parts[0].bias.is_some().then(Vec::new), inputs };
+    for part in parts {
+        joined.weight.extend(part.weight);
+        joined.bias.iter_mut().zip(part.bias).for_each(|(bias, more)| bias.extend(more));
+    }
+    joined
+}
+
+pub fn layer_norm(tensors: &Tensors, name: &str, width: usize, epsilon: f64) -> Result<NormWeights, LoadError> {
+    let bias = format!("{name}.bias");
+    Ok(NormWeights::Layer {
+        weight: tensors.vector(&format!("{name}.weight"), width)?,
+        bias: tensors.has(&bias).then(|| tensors.vector(&bias, width)).transpose()?,
+        epsilon: epsilon as f32,
+    })
 }
 
 struct Header {

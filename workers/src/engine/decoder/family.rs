@@ -1,0 +1,25 @@
+//! The families of decoders in the layout of the Hugging Face hub: what each names its tensors and the keys of its
+//! `config.json`, told in the words of `blueprint`. The reference for each is its file in Hugging Face's transformers.
+
+mod gpt2;
+mod llama;
+
+use std::path::Path;
+
+use super::blueprint::Source;
+use crate::engine::LoadError;
+use crate::engine::model_config::Config;
+use crate::engine::tensors::Tensors;
+
+pub fn read(folder: &Path, config: &Config) -> Result<Source, LoadError> {
+    match config.text("model_type")? {
+        name @ ("llama" | "mistral" | "qwen2" | "qwen3" | "gemma2" | "gemma3_text") => {
+            llama::read(name, config, &Tensors::open(folder, &["model."])?)
+        }
+        "gpt2" => gpt2::read(config, &Tensors::open(folder, &["transformer."])?),
+        other => {
+            let known = "gemma2, gemma3_text, gpt2, llama, mistral, qwen2 and qwen3";
+            Err(config.invalid("model_type", &format!("is {other:?}; decoders are {known}")))
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! What a decoder is loaded from: a GGUF file, or a folder in the layout of the Hugging Face hub.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use tokenizers::Tokenizer;
+
+use super::blueprint::Source;
+use super::{family, llama};
+use crate::engine::LoadError;
+use crate::engine::gguf::Gguf;
+use crate::engine::model_config::Config;
+use crate::engine::template::ChatTemplate;
+use crate::engine::text::Text;
+
+/// A model and how it reads and writes.
+pub struct Files {
+    pub source: Source,
+    /// Tokens that end a text.
+    pub ends: Vec<u32>,
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+    /// The token that raw prompts begin with.
+    begin: Option<u32>,
+}
+
+/// The file, or files, with the weights.
+pub fn weights(path: &Path) -> Result<Vec<PathBuf>, LoadError> {
+    match path.join("config.json").exists() {
+        true => crate::engine::tensors::files(path),
+        false => gguf_file(path).map(|file| vec![file]),
+    }
+}
+
+impl Files {
+    pub fn read(path: &Path) -> Result<Self, LoadError> {
+        match path.join("config.json").exists() {
+            true => from_folder(path),
+            false => from_gguf(&gguf_file(path)?),
+        }
+    }
+
+    /// The weights, and what reads and writes texts of so many tokens.
+    pub fn take(self, context: usize) -> (Source, Text) {
+        (self.source, Text::generation(self.tokenizer, self.template, self.begin, context))
+    }
+}
+
+fn from_gguf(path: &Path) -> Result<Files, LoadError> {
+    let mut file = Gguf::open(path)?;
+    let source = llama::read(&mut file)?;
+    let id = |key: &str| file.number(key).ok().and_then(|id| u32::try_from(id).ok());
+    let token = |key: &str| file.number(key).and_then(|id| file.token(id)).unwrap_or_default();
+    let (begin, end) = (token("tokenizer.ggml.bos_token_id"), token("tokenizer.ggml.eos_token_id"));
+    let template = match file.string("tokenizer.chat_template") {
+        Ok(source) => Some(ChatTemplate::new(source, begin, end).map_err(|error| file.error(error))?),
+        Err(_) => None,
+    };
+    let adds_begin = file.flag("tokenizer.ggml.add_bos_token");
+    Ok(Files {
+        source,
+        ends: ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"].into_iter().filter_map(id).collect(),
+        tokenizer: file.tokenizer()?,
+        template,
+        begin: adds_begin.then(|| id("tokenizer.ggml.bos_token_id")).flatten(),
+    })
+}
+
+fn from_folder(folder: &Path) -> Result<Files, LoadError> {
+    let config = Config::read(folder)?;
+    let source = family::read(folder, &config)?;
+    let path = folder.join("tokenizer.json");
+    let tokenizer = Tokenizer::from_file(&path).map_err(|error| LoadError::file(&path, error))?;
+    let (last, known) = (tokenizer.get_vocab(true).into_values().max(), source.words.len() / source.shape.hidden);
+    if let Some(last) = last.filter(|last| *last as usize >= known) {
+        let reason = format!("has tokens up to {last}, the model has vectors for {known} of them");
+        return Err(LoadError::file(&path, reason));
+    }
+    let generation = json(folder, "generation_config.json")?;
+    let ends = [&generation["eos_token_id"], &config.values["eos_token_id"]];
+    let ends = ends.into_iter().find(|ends| !ends.is_null()).map_or(Vec::new(), ids);
+    // Whatever the tokenizer puts before a text that is empty.
+    let around = tokenizer.encode("", true).map_err(|error| LoadError::file(&path, error))?;
+    let begin = around.get_ids().first().copied().filter(|id| !ends.contains(id));
+    Ok(Files { source, ends, template: template(folder)?, tokenizer, begin })
+}
+
+/// In a file of its own, or in `tokenizer_config.json`; of several the one that is the default.
+fn template(folder: &Path) -> Result<Option<ChatTemplate>, LoadError> {
+    let settings = json(folder, "tokenizer_config.json")?;
+    let own = folder.join("chat_template.jinja");
+    let source = match (fs::read_to_string(&own), &settings["chat_template"]) {
+        (Ok(source), _) => Some(source),
+        (Err(_), Value::Array(several)) => {
+            let default = several.iter().find(|one| one["name"] == "default");
+            default.and_then(|one| one["template"].as_str()).map(str::to_owned)
+        }
+        (Err(_), one) => one.as_str().map(str::to_owned),
+    };
+    let token = |key: &str| settings[key].as_str().or(settings[key]["content"].as_str()).unwrap_or_default();
+    let made = source.map(|source| ChatTemplate::new(&source, token("bos_token"), token("eos_token"))).transpose();
+    made.map_err(|error| LoadError::file(folder, error))
+}
+
+/// One id, or several.
+fn ids(value: &Value) -> Vec<u32> {
+    let one = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    value.as_array().map_or_else(|| one(value).into_iter().collect(), |all| all.iter().filter_map(one).collect())
+}
+
+/// Null where there is no such file.
+fn json(folder: &Path, name: &str) -> Result<Value, LoadError> {
+    let path = folder.join(name);
+    match fs::read(&path) {
+        Ok(text) => serde_json::from_slice(&text).map_err(|error| LoadError::file(&path, error)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
+        Err(error) => Err(LoadError::file(&path, error)),
+    }
+}
+
+/// The file itself, or the only one of a folder.
+fn gguf_file(path: &Path) -> Result<PathBuf, LoadError> {
+    if !path.is_dir() {
+        return Ok(path.to_owned());
+    }
+    let entries = fs::read_dir(path).map_err(|error| LoadError::file(path, error))?;
+    let is_gguf = |file: &PathBuf| file.extension().is_some_and(|extension| extension == "gguf");
+    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(is_gguf).collect();
+    match (files.pop(), files.is_empty()) {
+        (Some(file), true) => Ok(file),
+        (Some(_), false) => Err(LoadError::file(path, "holds several .gguf files; name one with `path`")),
+        (None, _) => Err(LoadError::file(path, "holds neither a config.json nor a .gguf file")),
+    }
+}

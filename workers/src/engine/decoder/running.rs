@@ -1,0 +1,167 @@
+//! One sequence in the batch.
+
+use kernels::BLOCK;
+
+use super::blocks::{Blocks, Name, name_after};
+use super::model::Input;
+use crate::engine::sampling::{logprobs, sample};
+use crate::engine::text::Text;
+use crate::engine::{FinishReason, Goal, Logprobs, Output, SamplingParams, Sequence, SequenceId};
+
+/// A sequence with a place in the batch.
+pub struct Running {
+    pub id: SequenceId,
+    /// Prompt and what was generated.
+    pub tokens: Vec<u32>,
+    prompt_tokens: usize,
+    /// How many of the tokens are in the cache.
+    pub computed: usize,
+    params: SamplingParams,
+    pub blocks: Vec<u32>,
+    /// Of the blocks that are full, and of those that the prompt will fill.
+    pub names: Vec<Name>,
+    /// Blocks whose name others may take them by.
+    pub named: usize,
+    /// Of what was generated, where they are wanted.
+    logprobs: Vec<Logprobs>,
+    /// Whether it begins with what another run generated, of which nobody has said that it ends it.
+    is_resumed: bool,
+}
+
+impl Running {
+    pub fn new(id: SequenceId, sequence: &Sequence) -> Self {
+        let Goal::Generate(params) = sequence.goal.clone() else {
+            unreachable!("the endpoints of a generating model ask for nothing else")
+        };
+        let tokens = [&sequence.tokens[..], &sequence.made].concat();
+        let prompt_tokens = sequence.tokens.len();
+        let mut running = Self {
+            id,
+            tokens,
+            prompt_tokens,
+            computed: 0,
+            params,
+            blocks: Vec::new(),
+            names: Vec::new(),
+            named: 0,
+            logprobs: Vec::new(),
+            is_resumed: !sequence.made.is_empty(),
+        };
+        running.name_to(running.tokens.len() / BLOCK);
+        running
+    }
+
+    /// Names its first blocks.
+    fn name_to(&mut self, count: usize) {
+        for index in self.names.len()..count {
+            let tokens = &self.tokens[index * BLOCK..(index + 1) * BLOCK];
+            self.names.push(name_after(self.names.last(), tokens));
+        }
+    }
+
+    /// Takes what is known of its first tokens. Those whose logits are wanted are computed in any case.
+    pub fn share(&mut self, blocks: &mut Blocks) {
+        let most = self.first_wanted() / BLOCK;
+        self.blocks.extend(self.names.iter().take(most).map_while(|name| blocks.share(name)));
+        self.named = self.blocks.len();
+        self.computed = self.named * BLOCK;
+    }
+
+    /// The first place after which logits are wanted: of what was generated, that is scored again which nobody remembers.
+    fn first_wanted(&self) -> usize {
+        match self.params.logprobs {
+            Some(_) => self.prompt_tokens + self.logprobs.len() - 1,
+            None => self.tokens.len() - 1,
+        }
+    }
+
+    /// Its next tokens.
+    pub fn input(&self, count: usize) -> Input<'_> {
+        let end = self.computed + count;
+        Input {
+            tokens: &self.tokens[self.computed..end],
+            start: self.computed,
+            blocks: &self.blocks,
+            wanted: end - self.first_wanted().clamp(self.computed, end),
+        }
+    }
+
+    /// Notes that so many tokens are computed, and gives the logits after its last one where they are among them.
+    pub fn read<'a>(&mut self, count: usize, logits: &mut impl Iterator<Item = &'a [f32]>) -> Option<&'a [f32]> {
+        let wanted = self.input(count).wanted;
+        self.computed += count;
+        let mut last = None;
+        for (place, logits) in (self.computed - wanted..self.computed).zip(logits) {
+            match self.tokens.get(place + 1) {
+                Some(&token) => self.remember(logits, token),
+                None => last = Some(logits),
+            }
+        }
+        last
+    }
+
+    /// Appends a token.
+    pub fn draw(&mut self, logits: &[f32]) -> u32 {
+        let token = sample(logits, &self.params, &self.tokens[self.prompt_tokens..], self.tokens.len());
+        self.remember(logits, token);
+        self.tokens.push(token);
+        token
+    }
+
+    fn remember(&mut self, logits: &[f32], token: u32) {
+        if let Some(count) = self.params.logprobs {
+            self.logprobs.push(logprobs(logits, token, count));
+        }
+    }
+
+    /// The output of a run that was taken over and had stood at its very end.
+    pub fn resumed_at_end(&mut self, ends: &[u32], text: &Text) -> Option<Output> {
+        if std::mem::take(&mut self.is_resumed) { self.output(ends, text) } else { None }
+    }
+
+    /// The output, where its last token ends it.
+    pub fn output(&mut self, ends: &[u32], text: &Text) -> Option<Output> {
+        let generated = &self.tokens[self.prompt_tokens..];
+        let completion_tokens = generated.len();
+        let (text, finish_reason) = self.end(generated, ends, text)?;
+        Some(Output::Completion {
+            text,
+            completion_tokens,
+            finish_reason,
+            logprobs: std::mem::take(&mut self.logprobs),
+        })
+    }
+
+    fn end(&self, generated: &[u32], ends: &[u32], text: &Text) -> Option<(String, FinishReason)> {
+        if let Some((last, before)) = generated.split_last()
+            && ends.contains(last)
+        {
+            return Some((text.decode(before), FinishReason::Stop));
+        }
+        // A stop string may begin in any earlier token, so the whole text is looked at; it costs little beside a step.
+        if !self.params.stop.is_empty() {
+            let text = text.decode(generated);
+            if let Some(end) = self.params.stop.iter().filter_map(|stop| text.find(stop.as_str())).min() {
+                return Some((text[..end].to_owned(), FinishReason::Stop));
+            }
+        }
+        let is_full = generated.len() >= self.params.max_tokens || self.tokens.len() >= text.prompt_tokens_max();
+        is_full.then(|| (text.decode(generated), FinishReason::Length))
+    }
+
+    /// Tells others of the blocks that are full.
+    pub fn tell(&mut self, blocks: &mut Blocks) {
+        let full = self.computed / BLOCK;
+        self.name_to(full);
+        for index in self.named..full {
+            blocks.name(self.blocks[index], self.names[index]);
+        }
+        self.named = self.named.max(full);
+    }
+
+    /// As it came, with what was generated.
+    pub fn back(mut self) -> Sequence {
+        let made = self.tokens.split_off(self.prompt_tokens);
+        Sequence { made, ..Sequence::new(self.tokens, Goal::Generate(self.params)) }
+    }
+}

@@ -1,0 +1,85 @@
+//! Every family of decoders against transformers, on the tiny models that `tests/golden/decoders/make.py` made.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use schemas::registry::Registry;
+use serde_json::Value;
+use workers::engine::decoder::Decoder;
+use workers::engine::{Engine, Goal, SamplingParams, Sequence, SequenceId};
+
+/// Every folder of a family.
+fn families() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/decoders");
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut families: Vec<_> = entries.filter(|path| path.join("golden.json").exists()).collect();
+    families.sort();
+    assert_eq!(families.len(), 8);
+    families
+}
+
+fn cases(folder: &Path) -> Vec<Value> {
+    let golden: Value = serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
+    golden["cases"].as_array().unwrap().clone()
+}
+
+fn load(folder: &Path, dtype: &str) -> Decoder {
+    let lines = format!("name = \"m\"\ntask = \"generate\"\nsource = \"m\"\ndtype = \"{dtype}\"");
+    let registry = Registry::parse(&format!("[[models]]\n{lines}\nlimits.kv_cache_mebibytes = 1")).unwrap();
+    let loaded = Decoder::load_on_processor(folder, &registry.models[0]);
+    loaded.unwrap_or_else(|error| panic!("{}: {error}", folder.display())).1
+}
+
+fn numbers<T: serde::de::DeserializeOwned>(value: &Value) -> Vec<T> {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+#[track_caller]
+fn assert_near(folder: &Path, ours: &[f32], theirs: &[f32], most: f32) {
+    assert_eq!(ours.len(), theirs.len());
+    let apart = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(apart < most, "{}: {apart} apart, {ours:?} and {theirs:?}", folder.display());
+}
+
+#[test]
+fn logits_are_those_of_transformers() {
+    for folder in families() {
+        let mut decoder = load(&folder, "f32");
+        for case in cases(&folder) {
+            let tokens: Vec<u32> = numbers(&case["token_ids"]);
+            let theirs: Vec<f32> = numbers(&case["logits"]);
+            let scale = theirs.iter().fold(1.0_f32, |most, value| most.max(value.abs()));
+            let mut last = Vec::new();
+            decoder.read(&tokens, |_, logits| last = logits.to_vec()).unwrap();
+            // Keys and values are kept in f16.
+            assert_near(&folder, &last, &theirs, 5e-3 * scale);
+            assert_near(&folder, &decoder.score(&tokens).unwrap(), &numbers::<f32>(&case["logprobs"]), 5e-3 * scale);
+        }
+    }
+}
+
+#[test]
+fn what_follows_greedily_is_what_transformers_says() {
+    for folder in families() {
+        let mut decoder = load(&folder, "f32");
+        let cases = cases(&folder);
+        let mut following = vec![Vec::new(); cases.len()];
+        for (id, case) in cases.iter().enumerate() {
+            let params = SamplingParams { temperature: 0.0, max_tokens: 10, ..SamplingParams::default() };
+            let sequence = Sequence::new(numbers(&case["token_ids"]), Goal::Generate(params));
+            decoder.add(SequenceId(id as u64), Arc::new(sequence));
+        }
+        while !decoder.is_idle() {
+            decoder.step().unwrap();
+            decoder.made().into_iter().for_each(|(id, token)| following[id.0 as usize].push(token));
+        }
+        for (ours, case) in following.iter().zip(&cases) {
+            let mut theirs: Vec<u32> = numbers(&case["following"]);
+            // A text ends where its model says so.
+            if let Some(end) = theirs.iter().position(|token| *token == 1) {
+                theirs.truncate(end + 1);
+            }
+            assert_eq!(*ours, theirs, "{} after {}", folder.display(), case["token_ids"]);
+        }
+    }
+}
