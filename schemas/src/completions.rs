@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::input::{Stop, TextOrTokens};
 use crate::log::Usage;
@@ -85,9 +86,38 @@ pub struct Sampling {
     #[serde(default, deserialize_with = "crate::number::finite")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub min_p: Option<f32>,
+    /// What the answer has to look like.
+    #[serde(default)]
+    pub response_format: Option<ResponseFormat>,
     /// Whether the answer is wanted in chunks as it is made, too.
     #[serde(default)]
     pub stream: Option<bool>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
+pub struct ResponseFormat {
+    #[serde(rename = "type")]
+    pub kind: ResponseFormatKind,
+    /// With the type `json_schema`.
+    #[serde(default)]
+    pub json_schema: Option<JsonSchemaFormat>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum ResponseFormatKind {
+    Text,
+    /// Any object.
+    JsonObject,
+    JsonSchema,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
+pub struct JsonSchemaFormat {
+    #[serde(default)]
+    pub name: Option<String>,
+    /// The answer always follows it, whether `strict` or not.
+    pub schema: Value,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]

@@ -201,3 +201,45 @@ async fn a_story_goes_on_as_its_killed_worker_would_have_told_it() {
         assert_eq!(after.iter().map(|(_, chunk)| chunk.text()).collect::<String>(), wanted);
     }
 }
+
+#[tokio::test]
+async fn an_answer_follows_its_schema_and_says_how_probable_it_was() {
+    let deployment = deployment().await;
+    let _worker = deployment.worker(GENERATOR).await;
+    let schema = json!({
+        "type": "object",
+        "properties": {
+            "animal": { "type": "string", "maxLength": 20 },
+            "legs": { "type": "integer", "minimum": 0, "maximum": 8 },
+        },
+        "required": ["animal", "legs"], "additionalProperties": false,
+    });
+    let ask = |n: u64, format: Value| {
+        json!({
+            "model": GENERATOR, "messages": [{ "role": "user", "content": "Name an animal and count its legs." }],
+            "max_tokens": 60, "seed": 5, "n": n, "logprobs": true, "top_logprobs": 2, "response_format": format,
+        })
+    };
+    let format = json!({ "type": "json_schema", "json_schema": { "name": "animal", "schema": schema, "strict": true } });
+    let body = answer(&deployment, "/v1/chat/completions", ask(4, format)).await;
+    let choices = body["choices"].as_array().unwrap();
+    assert_eq!(choices.len(), 4);
+    for choice in choices {
+        assert_eq!(choice["finish_reason"], "stop", "{choice}");
+        let text = choice["message"]["content"].as_str().unwrap();
+        let said: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        assert!(said["animal"].is_string() && (0..=8).contains(&said["legs"].as_i64().unwrap()), "{said}");
+        let tokens = choice["logprobs"]["content"].as_array().unwrap();
+        let spelled: String = tokens.iter().map(|token| token["token"].as_str().unwrap()).collect();
+        assert_eq!(spelled, text);
+        assert!(tokens.iter().all(|token| token["top_logprobs"].as_array().unwrap().len() == 2));
+    }
+    let single = answer(&deployment, "/v1/chat/completions", ask(1, json!({ "type": "json_object" }))).await;
+    assert_eq!(single["usage"]["prompt_tokens"], body["usage"]["prompt_tokens"], "a prompt counts once");
+    let wrong = json!({ "type": "json_schema", "json_schema": { "name": "x", "schema": { "type": "strange" } } });
+    let job = json!({ "url": "/v1/chat/completions", "body": ask(1, wrong) });
+    let (_, refused) = deployment.result(&deployment.submit(&job, Encoding::Json).await).await;
+    assert_eq!(refused["response"]["status_code"], 400, "{refused}");
+    let error = &refused["response"]["body"]["error"];
+    assert_eq!(error["param"], "body.response_format.json_schema.schema", "{refused}");
+}

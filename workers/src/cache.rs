@@ -25,7 +25,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use self::lookup::Lookups;
-use crate::engine::{Goal, Output, Sequence};
+use crate::engine::{Goal, Grammar, Output, Sequence};
 
 /// Entries above this are not worth their place.
 const ENTRY_BYTES_MAX: usize = 512 << 10;
@@ -109,6 +109,9 @@ impl Cache {
                         hash.update(token.to_le_bytes());
                         hash.update(bias.to_le_bytes());
                     }
+                    let grammar = params.grammar.as_ref().map_or("", Grammar::source);
+                    hash.update((grammar.len() as u64).to_le_bytes());
+                    hash.update(grammar);
                     hash.update(params.logprobs.map_or(u64::MAX, |count| count as u64).to_le_bytes());
                     hash.update((params.max_tokens as u64).to_le_bytes());
                     for stop in &params.stop {

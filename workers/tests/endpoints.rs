@@ -94,6 +94,51 @@ fn a_text_gets_the_label_of_its_highest_score_and_the_probability_of_each() {
 }
 
 #[test]
+fn each_answer_has_a_draw_of_its_own_and_the_probabilities_of_its_tokens() {
+    let body = json!({
+        "prompt": [[0, 2, 3], [0, 9]], "n": 2, "logprobs": 2, "max_tokens": 5, "seed": 1, "logit_bias": {"0": -100, "1": -100},
+    });
+    let ask = || answer("/v1/completions", body.clone(), "../decoders/llama", "task = \"generate\"");
+    let said = ask();
+    let choices = said["choices"].as_array().unwrap();
+    assert_eq!(choices.iter().map(|choice| choice["index"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    for choice in choices {
+        let logprobs = &choice["logprobs"];
+        let tokens: Vec<String> = serde_json::from_value(logprobs["tokens"].clone()).unwrap();
+        assert_eq!((choice["text"].as_str().unwrap(), tokens.len()), (&*tokens.concat(), 5));
+        assert_eq!(logprobs["text_offset"], json!([0, 1, 2, 3, 4]));
+        for (at, top) in logprobs["top_logprobs"].as_array().unwrap().iter().enumerate() {
+            let best = top.as_object().unwrap().values().map(|value| value.as_f64().unwrap()).fold(-99.0, f64::max);
+            assert!(top.as_object().unwrap().len() == 2 && best >= logprobs["token_logprobs"][at].as_f64().unwrap());
+        }
+    }
+    assert_ne!(choices[0]["text"], choices[1]["text"]);
+    assert_eq!(said, ask());
+    let model = model("task = \"generate\"");
+    let loaded = load(&model, Some(&folder("../decoders/llama"))).unwrap();
+    let plan = prepare("/v1/completions", body, &model, &loaded);
+    assert_eq!((plan.sequences.len(), plan.prompt_tokens()), (4, 5), "a prompt counts once");
+}
+
+#[test]
+fn a_chat_tells_the_bytes_of_its_tokens() {
+    let body = json!({
+        "messages": [{ "role": "user", "content": "\u{105}\u{106}" }], "logprobs": true, "top_logprobs": 1,
+        "max_tokens": 3, "temperature": 0,
+    });
+    let said = answer("/v1/chat/completions", body, "../decoders/llama", "task = \"generate\"");
+    let choice = &said["choices"][0];
+    let content = choice["logprobs"]["content"].as_array().unwrap();
+    let bytes: Vec<u8> =
+        content.iter().flat_map(|one| serde_json::from_value::<Vec<u8>>(one["bytes"].clone()).unwrap()).collect();
+    assert_eq!(choice["message"]["content"].as_str().unwrap().as_bytes(), bytes);
+    for one in content {
+        let best = &one["top_logprobs"][0];
+        assert_eq!((&one["token"], &one["logprob"]), (&best["token"], &best["logprob"]), "greedy takes the best");
+    }
+}
+
+#[test]
 fn a_prompt_stands_before_each_text_and_before_no_tokens() {
     let model =
         model("task = \"embed\"\nprompts.query = \"ask \"\nprompts.other = \"o \"\ndefault_prompt_name = \"other\"");

@@ -30,6 +30,7 @@ from transformers import (
 HERE = os.path.dirname(os.path.abspath(__file__))
 VOCABULARY = 64
 FOLLOWING = 10
+TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message.content }}{% endfor %}"
 
 COMMON = dict(
     vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -115,6 +116,10 @@ def make(name):
     cases = [answers(model, [0, *draw.choices(range(2, VOCABULARY), k=count)]) for count in (0, 4, 20, 60)]
     model.to(dtype).save_pretrained(folder)
     tokenizer().save(os.path.join(folder, "tokenizer.json"))
+    if name == "llama":
+        with open(os.path.join(folder, "tokenizer_config.json"), "w") as file:
+            json.dump({"bos_token": "<s>", "chat_template": TEMPLATE}, file)
+            file.write("\n")
     with open(os.path.join(folder, "golden.json"), "w") as file:
         json.dump({"cases": cases}, file)
         file.write("\n")

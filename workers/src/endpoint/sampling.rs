@@ -1,13 +1,13 @@
 //! What a body says of how its answer is generated.
 
-use schemas::completions::{ChatCompletionRequest, CompletionRequest, Sampling};
+use schemas::completions::{ChatCompletionRequest, CompletionRequest, ResponseFormat, ResponseFormatKind, Sampling};
 use schemas::registry::Model;
 use serde_json::{Value, json};
 
 use super::Reject;
 use super::inputs::too_long;
 use crate::engine::text::Text;
-use crate::engine::{Goal, SamplingParams, Sequence};
+use crate::engine::{Goal, Grammar, SamplingParams, Sequence};
 
 const LOGPROBS_MAX_CHAT: u64 = 20;
 const LOGPROBS_MAX_COMPLETION: u64 = 5;
@@ -69,8 +69,22 @@ pub fn sampling_params(sampling: &Sampling, job_id: &str, text: &Text) -> Result
         logit_bias: logit_bias(sampling, text)?,
         seed: sampling.seed.map_or_else(|| seed_of(job_id), |seed| seed as u64),
         stop: sampling.stop.0.clone(),
+        grammar: grammar(sampling, text)?,
         ..SamplingParams::default()
     })
+}
+
+fn grammar(sampling: &Sampling, text: &Text) -> Result<Option<Grammar>, Reject> {
+    let Some(ResponseFormat { kind, json_schema }) = &sampling.response_format else { return Ok(None) };
+    let (param, schema) = match (kind, json_schema) {
+        (ResponseFormatKind::Text, _) => return Ok(None),
+        (ResponseFormatKind::JsonObject, _) => ("body.response_format", &json!({ "type": "object" })),
+        (ResponseFormatKind::JsonSchema, Some(format)) => ("body.response_format.json_schema.schema", &format.schema),
+        (ResponseFormatKind::JsonSchema, None) => {
+            return Err(Reject::value("body.response_format.json_schema", "is missing"));
+        }
+    };
+    text.grammar(schema).map(Some).map_err(|error| Reject::value(param, error))
 }
 
 fn logit_bias(sampling: &Sampling, text: &Text) -> Result<Vec<(u32, f32)>, Reject> {
@@ -147,7 +161,6 @@ pub fn refuse_unsupported(body: &Value) -> Result<(), Reject> {
         ("tool_choice", json!("none")),
         ("functions", json!([])),
         ("function_call", json!("none")),
-        ("response_format", json!({ "type": "text" })),
         ("modalities", json!(["text"])),
         ("audio", Value::Null),
         ("web_search_options", Value::Null),

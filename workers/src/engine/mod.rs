@@ -12,6 +12,7 @@ pub mod echo;
 pub mod encoder;
 mod fault;
 mod gguf;
+mod grammar;
 pub mod load;
 mod model_config;
 mod prompts;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use classes::{Classes, Scale};
+pub use grammar::Grammar;
 pub use load::{LoadError, Loaded, load};
 pub use prompts::Prompts;
 pub use text::{Pair, TextError};
@@ -100,6 +102,8 @@ pub struct SamplingParams {
     pub max_tokens: usize,
     /// Generation ends before the first of these strings, which is not part of the text.
     pub stop: Vec<String>,
+    /// What the text may look like.
+    pub grammar: Option<Grammar>,
     /// Whether the probabilities of the tokens are wanted, and of how many of the most probable ones beside each.
     pub logprobs: Option<usize>,
 }
@@ -117,6 +121,7 @@ impl Default for SamplingParams {
             seed: 0,
             max_tokens: usize::MAX,
             stop: Vec::new(),
+            grammar: None,
             logprobs: None,
         }
     }

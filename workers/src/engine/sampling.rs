@@ -3,11 +3,27 @@
 use std::borrow::Cow;
 use std::cmp::Ordering;
 
+use toktrie::SimpleVob;
+
 use super::{Logprobs, SamplingParams};
 
-/// The next token of a sequence that has `position` tokens, of which some were `generated`. Ties go to the lower id.
-pub fn sample(logits: &[f32], params: &SamplingParams, generated: &[u32], position: usize) -> u32 {
-    let logits = adjusted(logits, params, generated);
+/// The next token of a sequence that has `position` tokens, of which some were `generated`: one of those that are
+/// `allowed`. Ties go to the lower id.
+pub fn sample(
+    logits: &[f32],
+    params: &SamplingParams,
+    generated: &[u32],
+    position: usize,
+    allowed: Option<&SimpleVob>,
+) -> u32 {
+    let mut logits = adjusted(logits, params, generated);
+    if let Some(allowed) = allowed {
+        for (token, logit) in logits.to_mut().iter_mut().enumerate() {
+            if token >= allowed.len() || !allowed.get(token) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
     if params.temperature <= 0.0 {
         return greedy(&logits);
     }
@@ -147,16 +163,16 @@ mod tests {
     /// How often each of the tokens is drawn in 10,000 times.
     fn drawn<const N: usize>(logits: &[f32; N], params: &SamplingParams, generated: &[u32]) -> [usize; N] {
         let mut counts = [0; N];
-        (0..10_000).for_each(|position| counts[sample(logits, params, generated, position) as usize] += 1);
+        (0..10_000).for_each(|position| counts[sample(logits, params, generated, position, None) as usize] += 1);
         counts
     }
 
     #[test]
     fn greedy_takes_the_first_of_the_best() {
-        assert_eq!(sample(&[0.0, 2.0, 2.0, 1.0], &params(0.0, 1.0, 7), &[], 3), 1);
+        assert_eq!(sample(&[0.0, 2.0, 2.0, 1.0], &params(0.0, 1.0, 7), &[], 3, None), 1);
         let mut many = vec![-1.0; 100];
         many[70] = 0.5;
-        assert_eq!(sample(&many, &params(0.0, 1.0, 7), &[], 3), 70);
+        assert_eq!(sample(&many, &params(0.0, 1.0, 7), &[], 3, None), 70);
     }
 
     #[test]
@@ -179,7 +195,7 @@ mod tests {
     #[test]
     fn penalties_and_biases_move_logits() {
         let logits = [1.0, 0.8, 0.6];
-        let next = |params: &SamplingParams, generated: &[u32]| sample(&logits, params, generated, 5);
+        let next = |params: &SamplingParams, generated: &[u32]| sample(&logits, params, generated, 5, None);
         let presence = SamplingParams { presence_penalty: 0.3, ..params(0.0, 1.0, 0) };
         assert_eq!([&[][..], &[0], &[0, 0, 1]].map(|generated| next(&presence, generated)), [0, 1, 0]);
         let frequency = SamplingParams { frequency_penalty: 0.15, ..params(0.0, 1.0, 0) };
@@ -204,8 +220,8 @@ mod tests {
             logits in prop::collection::vec(-8.0f32..8.0, 1..50), seed: u64, position in 0usize..10_000, top_p in 0.01f32..1.0
         ) {
             let params = params(0.8, top_p, seed);
-            let token = sample(&logits, &params, &[], position);
-            prop_assert_eq!(token, sample(&logits, &params, &[], position));
+            let token = sample(&logits, &params, &[], position, None);
+            prop_assert_eq!(token, sample(&logits, &params, &[], position, None));
             let all = candidates(&logits, &SamplingParams { top_p: 1.0, ..params });
             let sum: f32 = all.iter().map(|(_, weight)| weight).sum();
             let own = all[token as usize].1;

@@ -1,9 +1,12 @@
 //! The text side of a model: tokenizer, chat template, limits. Shared by all deliveries; it holds no weights.
 
+use std::sync::OnceLock;
+
 use serde_json::Value;
 use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationDirection};
 
 use super::classes::{Classes, Scale};
+use super::grammar::{Grammar, Grammars};
 use super::prompts::Prompts;
 use super::spelling::Spelling;
 use super::template::{ChatTemplate, TemplateError};
@@ -19,6 +22,10 @@ pub struct Text {
     dimensions: Option<usize>,
     prompts: Prompts,
     classes: Option<Classes>,
+    /// The token that ends an answer.
+    end: Option<u32>,
+    /// Made when they are first asked for.
+    grammars: OnceLock<Result<Grammars, String>>,
 }
 
 /// The first text of pairs, tokenized once for all of them.
@@ -68,14 +75,25 @@ impl Text {
         tokenizer: Tokenizer,
         template: Option<ChatTemplate>,
         begin: Option<u32>,
+        end: Option<u32>,
         context: usize,
     ) -> Self {
-        Self { template, begin, ..Self::new(hugging_face(tokenizer), context) }
+        Self { template, begin, end, ..Self::new(hugging_face(tokenizer), context) }
     }
 
     fn new(vocabulary: Vocabulary, prompt_tokens_max: usize) -> Self {
         let prompts = Prompts::default();
-        Self { vocabulary, template: None, begin: None, prompt_tokens_max, dimensions: None, prompts, classes: None }
+        Self {
+            vocabulary,
+            template: None,
+            begin: None,
+            prompt_tokens_max,
+            dimensions: None,
+            prompts,
+            classes: None,
+            end: None,
+            grammars: OnceLock::new(),
+        }
     }
 
     /// Whether a text is its tokens already.
@@ -221,6 +239,12 @@ impl Text {
                 Ok(Encoding::from_tokens(text.bytes().map(token).collect(), 0))
             }
         }
+    }
+
+    /// What answers look like that are JSON of this schema. An error says what is wrong with the schema.
+    pub fn grammar(&self, schema: &Value) -> Result<Grammar, String> {
+        let Some(end) = self.end else { return Err("this model cannot be held to a format".to_owned()) };
+        self.grammars.get_or_init(|| Grammars::new(self, end)).as_ref().map_err(Clone::clone)?.json(schema)
     }
 
     /// The bytes that a token stands for.

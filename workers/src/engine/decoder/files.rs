@@ -19,6 +19,7 @@ pub struct Files {
     pub source: Source,
     /// Tokens that end a text.
     pub ends: Vec<u32>,
+    end: Option<u32>,
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     /// The token that raw prompts begin with.
@@ -43,7 +44,7 @@ impl Files {
 
     /// The weights, and what reads and writes texts of so many tokens.
     pub fn take(self, context: usize) -> (Source, Text) {
-        (self.source, Text::generation(self.tokenizer, self.template, self.begin, context))
+        (self.source, Text::generation(self.tokenizer, self.template, self.begin, self.end, context))
     }
 }
 
@@ -58,9 +59,12 @@ fn from_gguf(path: &Path) -> Result<Files, LoadError> {
         Err(_) => None,
     };
     let adds_begin = file.flag("tokenizer.ggml.add_bos_token");
+    let ends: Vec<u32> =
+        ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"].into_iter().filter_map(id).collect();
     Ok(Files {
         source,
-        ends: ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"].into_iter().filter_map(id).collect(),
+        end: ends.first().copied(),
+        ends,
         tokenizer: file.tokenizer()?,
         template,
         begin: adds_begin.then(|| id("tokenizer.ggml.bos_token_id")).flatten(),
@@ -83,7 +87,7 @@ fn from_folder(folder: &Path) -> Result<Files, LoadError> {
     // Whatever the tokenizer puts before a text that is empty.
     let around = tokenizer.encode("", true).map_err(|error| LoadError::file(&path, error))?;
     let begin = around.get_ids().first().copied().filter(|id| !ends.contains(id));
-    Ok(Files { source, ends, template: template(folder)?, tokenizer, begin })
+    Ok(Files { source, end: ends.first().copied(), ends, template: template(folder)?, tokenizer, begin })
 }
 
 /// In a file of its own, or in `tokenizer_config.json`; of several the one that is the default.

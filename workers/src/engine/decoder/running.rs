@@ -4,6 +4,7 @@ use kernels::BLOCK;
 
 use super::blocks::{Blocks, Name, name_after};
 use super::model::Input;
+use crate::engine::grammar::Progress;
 use crate::engine::sampling::{logprobs, sample};
 use crate::engine::text::Text;
 use crate::engine::{FinishReason, Goal, Logprobs, Output, SamplingParams, Sequence, SequenceId};
@@ -24,6 +25,8 @@ pub struct Running {
     pub named: usize,
     /// Of what was generated, where they are wanted.
     logprobs: Vec<Logprobs>,
+    /// Where it stands in its grammar.
+    progress: Option<Progress>,
     /// Whether it begins with what another run generated, of which nobody has said that it ends it.
     is_resumed: bool,
 }
@@ -33,6 +36,7 @@ impl Running {
         let Goal::Generate(params) = sequence.goal.clone() else {
             unreachable!("the endpoints of a generating model ask for nothing else")
         };
+        let progress = params.grammar.as_ref().map(|grammar| grammar.after(&sequence.made));
         let tokens = [&sequence.tokens[..], &sequence.made].concat();
         let prompt_tokens = sequence.tokens.len();
         let mut running = Self {
@@ -45,6 +49,7 @@ impl Running {
             names: Vec::new(),
             named: 0,
             logprobs: Vec::new(),
+            progress,
             is_resumed: !sequence.made.is_empty(),
         };
         running.name_to(running.tokens.len() / BLOCK);
@@ -102,7 +107,10 @@ impl Running {
 
     /// Appends a token.
     pub fn draw(&mut self, logits: &[f32]) -> u32 {
-        let token = sample(logits, &self.params, &self.tokens[self.prompt_tokens..], self.tokens.len());
+        let allowed = self.progress.as_mut().and_then(Progress::allowed);
+        let generated = &self.tokens[self.prompt_tokens..];
+        let token = sample(logits, &self.params, generated, self.tokens.len(), allowed.as_ref());
+        self.progress.iter_mut().for_each(|progress| progress.take(token));
         self.remember(logits, token);
         self.tokens.push(token);
         token
@@ -137,6 +145,9 @@ impl Running {
             && ends.contains(last)
         {
             return Some((text.decode(before), FinishReason::Stop));
+        }
+        if self.progress.as_ref().is_some_and(Progress::is_at_end) {
+            return Some((text.decode(generated), FinishReason::Stop));
         }
         // A stop string may begin in any earlier token, so the whole text is looked at; it costs little beside a step.
         if !self.params.stop.is_empty() {

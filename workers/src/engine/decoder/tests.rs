@@ -8,10 +8,10 @@ use serde_json::json;
 use tokenizers::Tokenizer;
 
 use super::*;
-use crate::engine::{FinishReason, Goal, Logprobs, SamplingParams};
 use crate::engine::decoder::blueprint::{Layer, Rotation, Shape, Source};
 use crate::engine::decoder::rotation::Scaling;
 use crate::engine::encoder::blueprint::{Affine, NormWeights};
+use crate::engine::{FinishReason, Goal, Logprobs, SamplingParams};
 
 const VOCABULARY: usize = 64;
 const CONTEXT: usize = 2048;
@@ -24,7 +24,7 @@ fn text() -> Text {
         "version": "1.0", "added_tokens": [], "decoder": {"type": "Fuse"},
         "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "\u{100}"},
     });
-    Text::generation(Tokenizer::from_bytes(document.to_string()).unwrap(), None, None, CONTEXT)
+    Text::generation(Tokenizer::from_bytes(document.to_string()).unwrap(), None, None, None, CONTEXT)
 }
 
 /// Two layers of four heads in two groups; the same weights each time.

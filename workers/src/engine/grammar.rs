@@ -1,0 +1,166 @@
+//! Grammars: what an answer may look like, by llguidance, which says for each place the tokens that can go on.
+
+use std::sync::{Arc, Mutex};
+
+use llguidance::api::TopLevelGrammar;
+use llguidance::{Matcher, ParserFactory};
+use serde_json::{Value, json};
+use toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
+
+use super::text::Text;
+
+/// Makes grammars for a model's tokens.
+pub struct Grammars(ParserFactory);
+
+/// A grammar, at its beginning.
+#[derive(Clone)]
+pub struct Grammar {
+    /// Two that are told in the same words are the same.
+    source: Arc<str>,
+    start: Arc<Mutex<Matcher>>,
+}
+
+/// How far an answer has come in its grammar.
+pub struct Progress(Matcher);
+
+impl Grammars {
+    /// `end` is the token that ends a text.
+    pub fn new(text: &Text, end: u32) -> Result<Self, String> {
+        let count = u32::try_from(text.vocab_size()).map_err(|error| error.to_string())?;
+        let bytes = |token| match text.is_special(token) {
+            true => [&[TokTrie::SPECIAL_TOKEN_MARKER], &text.token_bytes(token)[..]].concat(),
+            false => text.token_bytes(token),
+        };
+        let words: Vec<Vec<u8>> = (0..count).map(bytes).collect();
+        let trie = TokTrie::from(&TokRxInfo::new(count, end), &words);
+        let tokens: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
+        let mut factory = ParserFactory::new_simple(&tokens).map_err(|error| error.to_string())?;
+        factory.quiet();
+        Ok(Self(factory))
+    }
+
+    /// JSON of that schema. It is written without needless spaces, so that a model cannot go on with spaces for ever.
+    pub fn json(&self, schema: &Value) -> Result<Grammar, String> {
+        let mut schema = schema.clone();
+        if let Some(fields) = schema.as_object_mut() {
+            let style = json!({ "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": " });
+            fields.insert("x-guidance".to_owned(), style);
+        }
+        let source: Arc<str> = schema.to_string().into();
+        let matcher = Matcher::new(self.0.create_parser(TopLevelGrammar::from_json_schema(schema)));
+        match matcher.get_error() {
+            Some(error) => Err(error),
+            None => Ok(Grammar { source, start: Arc::new(Mutex::new(matcher)) }),
+        }
+    }
+}
+
+impl Grammar {
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// An answer of which these tokens are there.
+    pub fn after(&self, tokens: &[u32]) -> Progress {
+        let mut matcher = self.start.lock().expect("nothing panics while it holds this").clone();
+        // What does not fit stops it, and so ends the answer.
+        let _ = matcher.consume_tokens(tokens);
+        Progress(matcher)
+    }
+}
+
+impl Progress {
+    /// The tokens that can go on. None where the grammar became too complex.
+    pub fn allowed(&mut self) -> Option<SimpleVob> {
+        self.0.compute_mask_or_eos().inspect_err(|error| tracing::warn!(%error, "a grammar ends early")).ok()
+    }
+
+    pub fn take(&mut self, token: u32) {
+        let _ = self.0.consume_token(token);
+    }
+
+    /// Whether nothing can follow.
+    pub fn is_at_end(&self) -> bool {
+        self.0.is_stopped()
+    }
+}
+
+impl PartialEq for Grammar {
+    fn eq(&self, other: &Self) -> bool {
+        self.source == other.source
+    }
+}
+
+impl std::fmt::Debug for Grammar {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "Grammar({})", self.source)
+    }
+}
+
+impl std::fmt::Debug for Grammars {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Grammars")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use tokenizers::Tokenizer;
+
+    use super::*;
+
+    const END: u32 = 0;
+
+    /// A token for each character that can be printed, and one for the end.
+    fn text() -> Text {
+        let letters = (' '..='~').map(String::from).zip(1_u32..);
+        let vocabulary: HashMap<String, u32> = letters.chain([("<end>".to_owned(), END)]).collect();
+        let end = json!({
+            "id": END, "content": "<end>", "special": true, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false,
+        });
+        let document = json!({
+            "version": "1.0", "added_tokens": [end], "decoder": {"type": "Fuse"},
+            "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<end>"},
+        });
+        Text::generation(Tokenizer::from_bytes(document.to_string()).unwrap(), None, None, Some(END), 100)
+    }
+
+    #[test]
+    fn whatever_is_drawn_follows_the_schema() {
+        let text = text();
+        let schema = json!({
+            "type": "object",
+            "properties": { "name": { "enum": ["ant", "bee"] }, "legs": { "type": "integer", "minimum": 4, "maximum": 12 } },
+            "required": ["name", "legs"], "additionalProperties": false,
+        });
+        let grammar = text.grammar(&schema).unwrap();
+        let mut random = fastrand::Rng::with_seed(1);
+        for _ in 0..20 {
+            let (mut progress, mut tokens) = (grammar.after(&[]), Vec::new());
+            while !progress.is_at_end() {
+                let allowed: Vec<u32> = progress.allowed().unwrap().iter().collect();
+                let token = random.choice(&allowed).copied().unwrap();
+                progress.take(token);
+                tokens.push(token);
+            }
+            let said: Value = serde_json::from_str(&text.decode(&tokens)).unwrap();
+            assert!(said["name"] == "ant" || said["name"] == "bee", "{said}");
+            assert!((4..=12).contains(&said["legs"].as_i64().unwrap()), "{said}");
+            // Another worker may go on anywhere.
+            let half = tokens.len() / 2;
+            let mut later = grammar.after(&tokens[..half]);
+            tokens[half..].iter().for_each(|token| later.take(*token));
+            assert!(later.is_at_end());
+        }
+    }
+
+    #[test]
+    fn a_schema_that_cannot_be_followed_is_told() {
+        let error = text().grammar(&json!({ "type": "strange" })).unwrap_err();
+        assert!(error.contains("strange"), "{error}");
+        assert!(Text::bytes(9, 9).grammar(&json!({})).unwrap_err().contains("cannot be held"));
+    }
+}
