@@ -220,7 +220,8 @@ async fn an_answer_follows_its_schema_and_says_how_probable_it_was() {
             "max_tokens": 60, "seed": 5, "n": n, "logprobs": true, "top_logprobs": 2, "response_format": format,
         })
     };
-    let format = json!({ "type": "json_schema", "json_schema": { "name": "animal", "schema": schema, "strict": true } });
+    let format =
+        json!({ "type": "json_schema", "json_schema": { "name": "animal", "schema": schema, "strict": true } });
     let body = answer(&deployment, "/v1/chat/completions", ask(4, format)).await;
     let choices = body["choices"].as_array().unwrap();
     assert_eq!(choices.len(), 4);
@@ -230,16 +231,47 @@ async fn an_answer_follows_its_schema_and_says_how_probable_it_was() {
         let said: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
         assert!(said["animal"].is_string() && (0..=8).contains(&said["legs"].as_i64().unwrap()), "{said}");
         let tokens = choice["logprobs"]["content"].as_array().unwrap();
-        let spelled: String = tokens.iter().map(|token| token["token"].as_str().unwrap()).collect();
-        assert_eq!(spelled, text);
+        let bytes = |token: &Value| serde_json::from_value::<Vec<u8>>(token["bytes"].clone()).unwrap();
+        assert_eq!(tokens.iter().flat_map(bytes).collect::<Vec<u8>>(), text.as_bytes());
         assert!(tokens.iter().all(|token| token["top_logprobs"].as_array().unwrap().len() == 2));
     }
     let single = answer(&deployment, "/v1/chat/completions", ask(1, json!({ "type": "json_object" }))).await;
     assert_eq!(single["usage"]["prompt_tokens"], body["usage"]["prompt_tokens"], "a prompt counts once");
     let wrong = json!({ "type": "json_schema", "json_schema": { "name": "x", "schema": { "type": "strange" } } });
     let job = json!({ "url": "/v1/chat/completions", "body": ask(1, wrong) });
-    let (_, refused) = deployment.result(&deployment.submit(&job, Encoding::Json).await).await;
+    let id = deployment.submit(&job, Encoding::Json).await;
+    let (_, refused) = deployment.result(id.as_str()).await;
     assert_eq!(refused["response"]["status_code"], 400, "{refused}");
     let error = &refused["response"]["body"]["error"];
     assert_eq!(error["param"], "body.response_format.json_schema.schema", "{refused}");
+}
+
+/// For keys and values of some 700 tokens of this model.
+const LITTLE_MEMORY: &str = "\nbatch = 16\nkv_cache_mebibytes = 16\n";
+
+#[tokio::test]
+async fn a_flood_of_long_prompts_is_answered_within_the_memory_for_keys() {
+    let registry = std::fs::read_to_string(root().join("workers/models.toml")).unwrap();
+    assert!(registry.contains("\nbatch = 16\n"));
+    let deployment = Deployment::new(&registry.replacen("\nbatch = 16\n", LITTLE_MEMORY, 1)).await;
+    let _worker = deployment.worker(GENERATOR).await;
+    let ask = |number: usize, words: usize| {
+        let prompt = format!("List {number}:{}", " one two three four".repeat(words / 4));
+        json!({ "model": GENERATOR, "prompt": prompt, "temperature": 0, "max_tokens": 40 })
+    };
+    let mut ids = Vec::new();
+    for number in 0..20 {
+        let job = json!({ "url": "/v1/completions", "body": ask(number, 280) });
+        ids.push(deployment.submit(&job, Encoding::Json).await);
+    }
+    for id in ids {
+        let (_, result) = deployment.result(id.as_str()).await;
+        let usage = &result["response"]["body"]["usage"];
+        assert_eq!(usage["completion_tokens"], 40, "{result}");
+        assert!(usage["prompt_tokens"].as_u64().unwrap() > 280, "{result}");
+    }
+    let job = json!({ "url": "/v1/completions", "body": ask(0, 1000) });
+    let id = deployment.submit(&job, Encoding::Json).await;
+    let (_, refused) = deployment.result(id.as_str()).await;
+    assert_eq!(refused["response"]["body"]["error"]["code"], "context_length_exceeded", "{refused}");
 }

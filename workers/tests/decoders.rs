@@ -23,11 +23,16 @@ fn cases(folder: &Path) -> Vec<Value> {
     golden["cases"].as_array().unwrap().clone()
 }
 
-fn load(folder: &Path, dtype: &str) -> Decoder {
+/// The formats that a family is there in.
+fn formats(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    [folder.to_owned(), folder.join("model.gguf")].into_iter().filter(|path| path.exists())
+}
+
+fn load(path: &Path, dtype: &str) -> Decoder {
     let lines = format!("name = \"m\"\ntask = \"generate\"\nsource = \"m\"\ndtype = \"{dtype}\"");
     let registry = Registry::parse(&format!("[[models]]\n{lines}\nlimits.kv_cache_mebibytes = 1")).unwrap();
-    let loaded = Decoder::load_on_processor(folder, &registry.models[0]);
-    loaded.unwrap_or_else(|error| panic!("{}: {error}", folder.display())).1
+    let loaded = Decoder::load_on_processor(path, &registry.models[0]);
+    loaded.unwrap_or_else(|error| panic!("{}: {error}", path.display())).1
 }
 
 fn numbers<T: serde::de::DeserializeOwned>(value: &Value) -> Vec<T> {
@@ -43,19 +48,28 @@ fn assert_near(folder: &Path, ours: &[f32], theirs: &[f32], most: f32) {
 
 #[test]
 fn logits_are_those_of_transformers() {
+    let mut files = 0;
     for folder in families() {
-        let mut decoder = load(&folder, "f32");
-        for case in cases(&folder) {
-            let tokens: Vec<u32> = numbers(&case["token_ids"]);
-            let theirs: Vec<f32> = numbers(&case["logits"]);
-            let scale = theirs.iter().fold(1.0_f32, |most, value| most.max(value.abs()));
-            let mut last = Vec::new();
-            decoder.read(&tokens, |_, logits| last = logits.to_vec()).unwrap();
-            // Keys and values are kept in f16.
-            assert_near(&folder, &last, &theirs, 5e-3 * scale);
-            assert_near(&folder, &decoder.score(&tokens).unwrap(), &numbers::<f32>(&case["logprobs"]), 5e-3 * scale);
+        for path in formats(&folder) {
+            files += 1;
+            let mut decoder = load(&path, "f32");
+            for case in cases(&folder) {
+                compare(&path, &mut decoder, &case);
+            }
         }
     }
+    assert_eq!(files, 8 + 5, "and GGUF files beside some");
+}
+
+fn compare(path: &Path, decoder: &mut Decoder, case: &Value) {
+    let tokens: Vec<u32> = numbers(&case["token_ids"]);
+    let theirs: Vec<f32> = numbers(&case["logits"]);
+    let scale = theirs.iter().fold(1.0_f32, |most, value| most.max(value.abs()));
+    let mut last = Vec::new();
+    decoder.read(&tokens, |_, logits| last = logits.to_vec()).unwrap();
+    // Keys and values are kept in f16.
+    assert_near(path, &last, &theirs, 5e-3 * scale);
+    assert_near(path, &decoder.score(&tokens).unwrap(), &numbers::<f32>(&case["logprobs"]), 5e-3 * scale);
 }
 
 #[test]

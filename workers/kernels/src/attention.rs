@@ -208,6 +208,33 @@ pub(crate) unsafe fn hide<S: Simd>(scores: &mut [f32], seen: Range<usize>) {
     }
 }
 
+/// The most lanes of a vector.
+const LANES_MAX: usize = 16;
+
+/// Makes values into exponentials of their distance to the greatest, and gives their sum. Those that are more than 80 below
+/// it are e⁻⁸⁰.
+pub fn softmax_weights(level: Level, values: &mut Vec<f32>) -> f32 {
+    let (count, padded) = (values.len(), values.len().next_multiple_of(LANES_MAX));
+    values.resize(padded, f32::NEG_INFINITY);
+    let sum = level.run(Weights { values });
+    values.truncate(count);
+    sum
+}
+
+struct Weights<'a> {
+    values: &'a mut [f32],
+}
+
+impl Work for Weights<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> f32 {
+        // SAFETY: the values are whole vectors.
+        unsafe { exponentials::<S>(self.values) }
+    }
+}
+
 /// Makes scores into exponentials of their distance to the greatest, in place, and gives their sum.
 #[inline(always)]
 pub(crate) unsafe fn exponentials<S: Simd>(scores: &mut [f32]) -> f32 {

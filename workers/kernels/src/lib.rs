@@ -27,7 +27,7 @@ mod team;
 mod tile;
 
 pub use activation::{Activation, gate};
-pub use attention::{Attention, Scratch};
+pub use attention::{Attention, Scratch, softmax_weights};
 pub use buffer::Buffer;
 pub use level::Level;
 pub use linear::Linear;

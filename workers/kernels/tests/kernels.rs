@@ -4,7 +4,7 @@ mod reference;
 
 use kernels::{
     Activation, Attention, Level, Linear, Norm, PagedAttention, Pages, QuantizedLinear, QuantizedRows, Rotary, Scratch,
-    Span, Team, gate,
+    Span, Team, gate, softmax_weights,
 };
 use proptest::prelude::*;
 use reference::{Random, close};
@@ -81,6 +81,18 @@ proptest! {
                 let expected = &expected[queries.start * heads * size..queries.end * heads * size];
                 prop_assert!(close(&output, expected, 1e-5), "{} {queries:?}", level.name());
             }
+        }
+    }
+
+    #[test]
+    fn weights_are_exponentials(values in prop::collection::vec(-30.0_f32..30.0, 1..100)) {
+        let most = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let expected: Vec<f32> = values.iter().map(|value| (value - most).exp()).collect();
+        for level in Level::available() {
+            let mut weights = values.clone();
+            let sum = softmax_weights(level, &mut weights);
+            prop_assert!(weights.iter().zip(&expected).all(|(a, b)| (a - b).abs() <= 1e-5 * b));
+            prop_assert!((sum - expected.iter().sum::<f32>()).abs() <= 1e-4 * sum);
         }
     }
 

@@ -121,16 +121,24 @@ impl Gguf {
         let document = json!({
             "version": "1.0",
             "added_tokens": added.collect::<Vec<_>>(),
+            "normalizer": self.normalizer(),
             "pre_tokenizer": self.pre_tokenizer(&byte_level)?,
             "decoder": byte_level,
             "model": {
                 "type": "BPE",
                 "vocab": tokens.iter().enumerate().map(|(id, token)| ((*token).to_owned(), json!(id))).collect::<Map<_, _>>(),
                 "merges": self.strings("tokenizer.ggml.merges")?,
+                // Llama 3 has tokens that no merges lead to.
+                "ignore_merges": self.string("tokenizer.ggml.pre")? == "llama-bpe",
             },
         });
         let bytes = serde_json::to_vec(&document).map_err(|error| self.error(error))?;
         Tokenizer::from_bytes(bytes).map_err(|error| self.error(format!("tokenizer: {error}")))
+    }
+
+    /// Qwen composes letters and their marks first.
+    fn normalizer(&self) -> Option<serde_json::Value> {
+        (self.string("tokenizer.ggml.pre").ok()? == "qwen2").then(|| json!({ "type": "NFC" }))
     }
 
     /// How text is split before byte pairs are merged.
@@ -141,7 +149,11 @@ impl Gguf {
                 "pretokenizers": [{ "type": "Digits", "individual_digits": true }, byte_level],
             })),
             "gpt-2" => Ok(byte_level.clone()),
-            other => Err(self.error(format!("tokenizer.ggml.pre: {other:?} is not supported; smollm and gpt-2 are"))),
+            "qwen2" => Ok(split("\\p{N}")),
+            "llama-bpe" => Ok(split("\\p{N}{1,3}")),
+            other => Err(self.error(format!(
+                "tokenizer.ggml.pre: {other:?} is not supported; gpt-2, llama-bpe, qwen2 and smollm are"
+            ))),
         }
     }
 
@@ -157,6 +169,23 @@ impl Gguf {
     fn value(&self, key: &str) -> Result<&Value, LoadError> {
         self.content.metadata.get(key).ok_or_else(|| self.error(format!("metadata {key} is missing")))
     }
+}
+
+/// Words, numbers, signs and spaces apart, as Llama 3 and Qwen do it, which differ in how digits stand together.
+fn split(digits: &str) -> serde_json::Value {
+    let pattern = [
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+        r"[^\r\n\p{L}\p{N}]?\p{L}+",
+        digits,
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ];
+    let bytes = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false });
+    let split =
+        json!({ "type": "Split", "pattern": { "Regex": pattern.join("|") }, "behavior": "Isolated", "invert": false });
+    json!({ "type": "Sequence", "pretokenizers": [split, bytes] })
 }
 
 fn integer(value: &Value) -> Option<i64> {
@@ -175,7 +204,40 @@ fn integer(value: &Value) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+
+    #[test]
+    fn every_format_is_read_as_the_reference_reads_it() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/decoders");
+        let golden: BTreeMap<String, Vec<f32>> =
+            serde_json::from_slice(&std::fs::read(folder.join("formats.json")).unwrap()).unwrap();
+        let mut file = Gguf::open(&folder.join("formats.gguf")).unwrap();
+        assert_eq!(golden.len(), 12);
+        for (format, theirs) in golden {
+            let ours = file.values(&format).unwrap();
+            assert_eq!(ours.len(), theirs.len());
+            let most = theirs.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+            let near = ours.iter().zip(&theirs).all(|(a, b)| (a - b).abs() <= 1e-5 * most);
+            assert!(near, "{format}: {ours:?} and {theirs:?}");
+        }
+    }
+
+    #[test]
+    fn digits_stand_together_as_the_models_were_trained() {
+        let pieces = |digits: &str, text: &str| {
+            let pre: tokenizers::PreTokenizerWrapper = serde_json::from_value(split(digits)).unwrap();
+            let mut pieces = tokenizers::PreTokenizedString::from(text);
+            tokenizers::PreTokenizer::pre_tokenize(&pre, &mut pieces).unwrap();
+            let splits = pieces.get_splits(tokenizers::OffsetReferential::Original, tokenizers::OffsetType::Byte);
+            splits.into_iter().map(|(piece, ..)| piece.replace('Ġ', " ").replace('Ċ', "\n")).collect::<Vec<_>>()
+        };
+        let text = "It's 12345 o'clock!\n\n  Now";
+        let [qwen, llama] = ["\\p{N}", "\\p{N}{1,3}"].map(|digits| pieces(digits, text));
+        assert_eq!(qwen, ["It", "'s", " ", "1", "2", "3", "4", "5", " o", "'clock", "!\n\n", " ", " Now"]);
+        assert_eq!(llama, ["It", "'s", " ", "123", "45", " o", "'clock", "!\n\n", " ", " Now"]);
+    }
 
     #[test]
     fn a_file_that_is_no_gguf_is_an_error_with_its_name() {

@@ -3,9 +3,15 @@
 use std::borrow::Cow;
 use std::cmp::Ordering;
 
+use kernels::{Level, softmax_weights};
 use toktrie::SimpleVob;
 
 use super::{Logprobs, SamplingParams};
+
+/// Less than this is as good as greedy, and would make logits too large for a float.
+const TEMPERATURE_MIN: f32 = 1e-4;
+/// As a part of the greatest weight.
+const NOTHING: f32 = 1e-30;
 
 /// The next token of a sequence that has `position` tokens, of which some were `generated`: one of those that are
 /// `allowed`. Ties go to the lower id.
@@ -62,9 +68,8 @@ pub fn log_probability(logits: &[f32], token: u32) -> f32 {
 
 /// The logarithm of the sum of all weights.
 fn whole(logits: &[f32]) -> f32 {
-    let most = most(logits);
-    let sum: f64 = logits.iter().map(|logit| f64::from((logit - most).exp())).sum();
-    most + sum.ln() as f32
+    let sum = softmax_weights(Level::best(), &mut logits.to_vec());
+    most(logits) + sum.ln()
 }
 
 /// With penalties and biases.
@@ -103,12 +108,12 @@ fn most(logits: &[f32]) -> f32 {
 
 /// The tokens that are drawn from, each with its weight. The most probable one weighs 1.
 fn candidates(logits: &[f32], params: &SamplingParams) -> Vec<(u32, f32)> {
-    let most = most(logits);
-    let weights = logits.iter().map(|logit| ((logit - most) / params.temperature).exp());
-    let mut candidates: Vec<(u32, f32)> = (0..).zip(weights).collect();
-    if params.min_p > 0.0 {
-        candidates.retain(|(_, weight)| *weight >= params.min_p);
-    }
+    let inverse = 1.0 / params.temperature.max(TEMPERATURE_MIN);
+    let mut weights: Vec<f32> = logits.iter().map(|logit| logit * inverse).collect();
+    softmax_weights(Level::best(), &mut weights);
+    // What is forbidden has the least weight there is.
+    let least = params.min_p.max(NOTHING);
+    let mut candidates: Vec<(u32, f32)> = (0..).zip(weights).filter(|(_, weight)| *weight >= least).collect();
     if let Some(count) = params.top_k.filter(|count| (1..candidates.len()).contains(count)) {
         candidates.select_nth_unstable_by(count - 1, ranked);
         candidates.truncate(count);

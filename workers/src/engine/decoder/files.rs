@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use super::blueprint::Source;
-use super::{family, llama};
+use super::{family, ggml};
 use crate::engine::LoadError;
 use crate::engine::gguf::Gguf;
 use crate::engine::model_config::Config;
@@ -50,7 +50,7 @@ impl Files {
 
 fn from_gguf(path: &Path) -> Result<Files, LoadError> {
     let mut file = Gguf::open(path)?;
-    let source = llama::read(&mut file)?;
+    let source = ggml::read(&mut file)?;
     let id = |key: &str| file.number(key).ok().and_then(|id| u32::try_from(id).ok());
     let token = |key: &str| file.number(key).and_then(|id| file.token(id)).unwrap_or_default();
     let (begin, end) = (token("tokenizer.ggml.bos_token_id"), token("tokenizer.ggml.eos_token_id"));

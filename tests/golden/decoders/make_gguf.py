@@ -1,0 +1,156 @@
+#!/usr/bin/env python3
+"""Writes some of the models that make.py made as GGUF files, and a file with a tensor in each format that is read.
+
+    pip install torch==2.15.0 safetensors==0.8.0 gguf==0.19.0
+    python tests/golden/decoders/make_gguf.py
+
+A model.gguf has the same weights as the model.safetensors beside it, so golden.json is true of both. formats.gguf has
+blocks of random bytes, and formats.json the values that the reference makes of them.
+"""
+
+import json
+import math
+import os
+
+import numpy
+from gguf import GGMLQuantizationType, GGUFWriter, quants
+from safetensors.torch import load_file
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+NAMES = {
+    "embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output", "wte": "token_embd",
+    "wpe": "position_embd", "ln_f": "output_norm",
+}
+PARTS = {
+    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "ln_1": "attn_norm", "ln_2": "ffn_norm",
+    "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
+}
+# Folder: architecture, type of the matrices.
+MODELS = {
+    "llama": ("llama", numpy.float32),
+    "llama-scaled": ("llama", numpy.float16),
+    "qwen2": ("qwen2", numpy.float16),
+    "qwen3-yarn": ("qwen3", numpy.float16),
+    "gpt2": ("gpt2", numpy.float16),
+}
+FORMATS = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "F16", "BF16"]
+# Where halves stand that scale a block, of its bytes.
+SCALES = {
+    "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q2_K": [80, 82], "Q3_K": [108],
+    "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208],
+}
+
+
+def renamed(name):
+    parts = name.removeprefix("model.").removeprefix("transformer.").split(".")
+    kind = parts.pop()
+    if parts[0] in ("layers", "h"):
+        return f"blk.{parts[1]}.{PARTS['.'.join(parts[2:])]}.{kind}"
+    return f"{NAMES['.'.join(parts)]}.{kind}"
+
+
+def neighbours(matrix, heads):
+    """The two values that a position turns, next to each other."""
+    return matrix.reshape(heads, 2, -1, matrix.shape[-1]).swapaxes(1, 2).reshape(matrix.shape)
+
+
+def divisors(scaling, size):
+    """What Llama 3.1 divides each frequency by."""
+    found = []
+    for at in range(0, size, 2):
+        length = 2 * math.pi * scaling["rope_theta"] ** (at / size)
+        turns = scaling["original_max_position_embeddings"] / length
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        smooth = min(max((turns - low) / (high - low), 0), 1)
+        found.append(1 / ((1 - smooth) / scaling["factor"] + smooth))
+    return numpy.array(found, numpy.float32)
+
+
+def tokens(writer, count):
+    letters = [chr(code) for code in range(33, 127)][: count - 3]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(["<s>", "</s>", *letters, letters[0] + letters[1]])
+    writer.add_token_types([3, 3, *[1] * (count - 2)])
+    writer.add_token_merges([f"{letters[0]} {letters[1]}"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+
+
+def make(name):
+    architecture, kind = MODELS[name]
+    folder = os.path.join(HERE, name)
+    with open(os.path.join(folder, "config.json")) as file:
+        config = json.load(file)
+    heads = config.get("num_attention_heads") or config["n_head"]
+    hidden = config.get("hidden_size") or config["n_embd"]
+    key_heads, size = config.get("num_key_value_heads", heads), config.get("head_dim") or hidden // heads
+    writer = GGUFWriter(os.path.join(folder, "model.gguf"), architecture)
+    writer.add_block_count(config.get("num_hidden_layers") or config["n_layer"])
+    writer.add_embedding_length(hidden)
+    writer.add_context_length(config.get("max_position_embeddings") or config["n_positions"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(key_heads)
+    if architecture == "gpt2":
+        writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+    else:
+        rope = config["rope_parameters"]
+        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+        writer.add_key_length(size)
+        writer.add_rope_dimension_count(size)
+        writer.add_rope_freq_base(rope["rope_theta"])
+        if rope["rope_type"] == "yarn":
+            writer.add_string(f"{architecture}.rope.scaling.type", "yarn")
+            writer.add_rope_scaling_factor(rope["factor"])
+            writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        if rope["rope_type"] == "llama3":
+            writer.add_tensor("rope_freqs.weight", divisors(rope, size))
+    tokens(writer, config["vocab_size"])
+    for key, tensor in load_file(os.path.join(folder, "model.safetensors")).items():
+        values, part = tensor.float().numpy(), renamed(key)
+        if architecture == "llama" and ("q_proj" in key or "k_proj" in key):
+            values = neighbours(values, heads if "q_proj" in key else key_heads)
+        if architecture == "gpt2" and values.ndim == 2 and "c_" in key:
+            values = values.T
+        writer.add_tensor(part, numpy.ascontiguousarray(values.astype(kind if values.ndim == 2 else numpy.float32)))
+    close(writer)
+
+
+def formats():
+    draw = numpy.random.default_rng(1)
+    writer = GGUFWriter(os.path.join(HERE, "formats.gguf"), "none")
+    golden = {}
+    for name in FORMATS:
+        kind = GGMLQuantizationType[name]
+        if name in SCALES:
+            bytes_ = draw.integers(0, 256, quants.quant_shape_to_byte_shape((1, 256), kind), numpy.uint8)
+            block = quants.GGML_QUANT_SIZES[kind][1]
+            for at in SCALES[name]:
+                for first in range(at, bytes_.shape[-1], block):
+                    scale = draw.uniform(-0.02, 0.02, (1, 1)).astype(numpy.float16)
+                    bytes_[:, first : first + 2] = scale.view(numpy.uint8)
+        else:
+            bytes_ = quants.quantize(draw.normal(size=(1, 256)).astype(numpy.float32), kind).view(numpy.uint8)
+        writer.add_tensor(name, bytes_, raw_dtype=kind)
+        golden[name] = [float(f"{value:.7g}") for value in quants.dequantize(bytes_, kind).flatten()]
+    close(writer)
+    with open(os.path.join(HERE, "formats.json"), "w") as file:
+        json.dump(golden, file)
+        file.write("\n")
+
+
+def close(writer):
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+if __name__ == "__main__":
+    for model in MODELS:
+        make(model)
+        print(model)
+    formats()
