@@ -15,17 +15,21 @@ import random
 import shutil
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 VOCABULARY = 64
@@ -41,6 +45,12 @@ LLAMA3 = dict(
     original_max_position_embeddings=40,
 )
 YARN = dict(rope_type="yarn", rope_theta=1000.0, factor=4.0, original_max_position_embeddings=20)
+
+GPT_OSS = {
+    **COMMON, "intermediate_size": 64, "head_dim": 16, "sliding_window": 6, "num_local_experts": 5,
+    "num_experts_per_tok": 2,
+    "rope_parameters": {**YARN, "truncate": False, "beta_fast": 32.0, "beta_slow": 1.0},
+}
 
 # Name: configuration, type of the stored weights.
 FAMILIES = {
@@ -64,6 +74,14 @@ FAMILIES = {
                 "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
                 "full_attention": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 8.0},
             },
+        ),
+        torch.bfloat16,
+    ),
+    "gpt-oss": (GptOssConfig(**GPT_OSS), torch.bfloat16),
+    "gpt-oss-mxfp4": (GptOssConfig(**GPT_OSS), torch.bfloat16),
+    "qwen3-moe": (
+        Qwen3MoeConfig(
+            **COMMON, head_dim=16, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=24, norm_topk_prob=True,
         ),
         torch.bfloat16,
     ),
@@ -102,6 +120,19 @@ def answers(model, ids):
     }
 
 
+def mxfp4(model):
+    """Gives experts weights of random blocks, and says what is stored in their place."""
+    stored = {}
+    for key, value in model.named_parameters():
+        if key.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            count, inputs, outputs = value.shape
+            blocks = torch.randint(0, 256, (count, outputs, inputs // 32, 16), dtype=torch.uint8)
+            scales = torch.randint(123, 126, (count, outputs, inputs // 32), dtype=torch.uint8)
+            value.data.copy_(convert_moe_packed_tensors(blocks, scales).float())
+            stored |= {key: None, f"{key}_blocks": blocks, f"{key}_scales": scales}
+    return stored
+
+
 def make(name):
     config, dtype = FAMILIES[name]
     folder = os.path.join(HERE, name)
@@ -112,9 +143,14 @@ def make(name):
         for key, value in model.named_parameters():
             is_norm_scale = value.dim() == 1 and key.endswith("weight") and "gemma" not in name
             value.copy_((is_norm_scale + 0.25 * torch.randn_like(value)).to(dtype).float())
+    stored = mxfp4(model) if name.endswith("mxfp4") else {}
     draw = random.Random(name)
     cases = [answers(model, [0, *draw.choices(range(2, VOCABULARY), k=count)]) for count in (0, 4, 20, 60)]
     model.to(dtype).save_pretrained(folder)
+    if stored:
+        path = os.path.join(folder, "model.safetensors")
+        tensors = {key: value for key, value in (load_file(path) | stored).items() if value is not None}
+        save_file(tensors, path, metadata={"format": "pt"})
     tokenizer().save(os.path.join(folder, "tokenizer.json"))
     if name == "llama":
         with open(os.path.join(folder, "tokenizer_config.json"), "w") as file:

@@ -235,17 +235,26 @@ impl Work for Weights<'_> {
     }
 }
 
-/// Makes scores into exponentials of their distance to the greatest, in place, and gives their sum.
+/// The greatest of the scores.
 #[inline(always)]
-pub(crate) unsafe fn exponentials<S: Simd>(scores: &mut [f32]) -> f32 {
-    let first = scores.as_mut_ptr();
+pub(crate) unsafe fn greatest<S: Simd>(scores: &[f32]) -> f32 {
     // SAFETY: the scores are whole vectors.
     unsafe {
         let mut most = S::splat(f32::NEG_INFINITY);
         for at in (0..scores.len()).step_by(S::LANES) {
-            most = S::max(most, S::load(first.add(at)));
+            most = S::max(most, S::load(scores.as_ptr().add(at)));
         }
-        let most = S::splat(S::greatest(most));
+        S::greatest(most)
+    }
+}
+
+/// Makes scores into exponentials of their distance to the greatest, in place, and gives their sum.
+#[inline(always)]
+pub(crate) unsafe fn exponentials<S: Simd>(scores: &mut [f32]) -> f32 {
+    // SAFETY: the scores are whole vectors.
+    unsafe {
+        let most = S::splat(greatest::<S>(scores));
+        let first = scores.as_mut_ptr();
         let mut sum = S::splat(0.0);
         for at in (0..scores.len()).step_by(S::LANES) {
             // Hidden keys end at e⁻⁸⁰, which is nothing beside the greatest, e⁰.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-use crate::attention::{exponentials, hide};
+use crate::attention::{exponentials, greatest, hide};
 use crate::buffer::Buffer;
 use crate::level::{Level, Work};
 use crate::math::tanh;
@@ -40,6 +40,8 @@ pub struct PagedAttention {
     pub window: Option<usize>,
     /// What no score can exceed, by tanh.
     pub cap: Option<f32>,
+    /// For each head of queries the score of something that is seen beside the tokens, and is nothing.
+    pub sinks: Option<Vec<f32>>,
 }
 
 /// Keys and values of one layer. A block holds for each head its keys, token by token in columns, then its values in rows.
@@ -144,6 +146,7 @@ impl PagedAttention {
             assert!(span.blocks.iter().all(|block| (*block as usize) < blocks), "blocks are there");
             assert!(span.rows.end * stride <= queries.len() && span.rows.end * width <= output.len(), "rows are there");
         }
+        assert!(self.sinks.as_ref().is_none_or(|sinks| sinks.len() == self.heads), "a sink for each head");
         scratch.resize_with(team.threads(), PagedScratch::default);
         let tasks: Vec<Task<'_>> = spans.iter().flat_map(|span| self.tasks(span)).collect();
         let next = AtomicUsize::new(0);
@@ -252,7 +255,7 @@ impl Attend<'_> {
     /// each stands `step` tokens after the one before it.
     #[inline(always)]
     unsafe fn tile<S: Simd, const R: usize>(&mut self, token: usize, head: usize, from: usize, to: usize, step: usize) {
-        let PagedAttention { heads, size, scale, window, cap, .. } = *self.shape;
+        let PagedAttention { heads, size, scale, window, cap, ref sinks, .. } = *self.shape;
         let Task { span, kv_head, .. } = *self.task;
         let (padded, lanes) = (size.next_multiple_of(PAD), 2 * S::LANES);
         let seen = |row: usize| {
@@ -291,7 +294,10 @@ impl Attend<'_> {
                 let seen = seen(r);
                 let scores = std::slice::from_raw_parts_mut(scores.add(r * length), blocks.len() * BLOCK);
                 hide::<S>(scores, seen.start - begin..seen.end - begin);
-                *share = 1.0 / exponentials::<S>(scores);
+                let most = if sinks.is_some() { greatest::<S>(scores) } else { 0.0 };
+                let sum = exponentials::<S>(scores);
+                let beside = sinks.as_ref().map_or(0.0, |sinks| (sinks[head + r * (1 - step)] - most).exp());
+                *share = 1.0 / (sum + beside);
             }
             for at in (0..size).step_by(lanes) {
                 let mut sums = [[S::splat(0.0); 2]; R];

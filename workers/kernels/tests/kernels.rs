@@ -103,7 +103,7 @@ proptest! {
     ) {
         let mut random = Random(seed);
         let (heads, size) = (kv_heads * group, 2 * half);
-        let shape = PagedAttention { heads, kv_heads, size, scale: 0.3, window, cap: None };
+        let shape = PagedAttention { heads, kv_heads, size, scale: 0.3, window, cap: None, sinks: None };
         let causal = Attention {
             heads, kv_heads, size, scale: 0.3, causal: true, window: window.map(|window| window - 1), distance_bias: None,
         };

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::LoadError;
 
 /// `config.json`, with errors that name the key.
+#[derive(Clone, Debug)]
 pub struct Config {
     pub path: PathBuf,
     pub values: Value,

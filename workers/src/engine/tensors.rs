@@ -87,14 +87,27 @@ impl Tensors {
 
     /// A vector of that length.
     pub fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>, LoadError> {
-        let tensor = self.get(name)?;
-        self.check(name, &tensor, &[length]).map(|()| tensor.values)
+        self.shaped(name, &[length])
     }
 
     /// A matrix of that shape.
     pub fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Vec<f32>, LoadError> {
+        self.shaped(name, &shape)
+    }
+
+    /// The values of a tensor of that shape.
+    pub fn shaped(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
         let tensor = self.get(name)?;
-        self.check(name, &tensor, &shape).map(|()| tensor.values)
+        self.check(name, &tensor.shape, shape).map(|()| tensor.values)
+    }
+
+    /// The bytes of a tensor of that shape.
+    pub fn bytes(&self, name: &str, shape: &[usize]) -> Result<Vec<u8>, LoadError> {
+        let (info, path, bytes) = self.source.read(&format!("{}{name}", self.prefix))?;
+        if info.dtype != Dtype::U8 {
+            return Err(LoadError::file(path, format!("tensor {name} is {:?}; U8 is wanted", info.dtype)));
+        }
+        self.check(name, &info.shape, shape).map(|()| bytes)
     }
 
     pub fn has(&self, name: &str) -> bool {
@@ -106,23 +119,16 @@ impl Tensors {
         Self { source: Arc::clone(&self.source), prefix: String::new() }
     }
 
-    fn check(&self, name: &str, tensor: &Tensor, shape: &[usize]) -> Result<(), LoadError> {
-        if tensor.shape == shape {
+    fn check(&self, name: &str, found: &[usize], wanted: &[usize]) -> Result<(), LoadError> {
+        if found == wanted {
             return Ok(());
         }
-        let reason = format!("tensor {}{name} has the shape {:?}; {shape:?} is wanted", self.prefix, tensor.shape);
+        let reason = format!("tensor {}{name} has the shape {found:?}; {wanted:?} is wanted", self.prefix);
         Err(LoadError::file(&self.source.folder, reason))
     }
 
     fn named(&self, name: &str) -> Result<Tensor, LoadError> {
-        let Source { folder, tensors, files } = &*self.source;
-        let Some((file, info)) = tensors.get(name) else {
-            return Err(LoadError::file(folder, format!("tensor {name} is missing")));
-        };
-        let Opened { path, file, start } = &files[*file];
-        let (from, to) = info.data_offsets;
-        let mut bytes = vec![0; to - from];
-        file.read_exact_at(&mut bytes, start + from as u64).map_err(|error| LoadError::file(path, error))?;
+        let (info, path, bytes) = self.source.read(name)?;
         let values = match info.dtype {
             Dtype::F32 => {
                 bytes.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect()
@@ -162,6 +168,20 @@ pub fn layer_norm(tensors: &Tensors, name: &str, width: usize, epsilon: f64) -> 
         bias: tensors.has(&bias).then(|| tensors.vector(&bias, width)).transpose()?,
         epsilon: epsilon as f32,
     })
+}
+
+impl Source {
+    /// What the header says of a tensor, the file it is in, and its bytes.
+    fn read(&self, name: &str) -> Result<(&TensorInfo, &Path, Vec<u8>), LoadError> {
+        let Some((file, info)) = self.tensors.get(name) else {
+            return Err(LoadError::file(&self.folder, format!("tensor {name} is missing")));
+        };
+        let Opened { path, file, start } = &self.files[*file];
+        let (from, to) = info.data_offsets;
+        let mut bytes = vec![0; to - from];
+        file.read_exact_at(&mut bytes, start + from as u64).map_err(|error| LoadError::file(path, error))?;
+        Ok((info, path, bytes))
+    }
 }
 
 struct Header {

@@ -44,6 +44,13 @@ impl Weights {
         }
     }
 
+    pub fn inputs(&self) -> usize {
+        match self {
+            Self::F32(linear) | Self::Watched(linear, _) => linear.inputs(),
+            Self::Int8(linear) => linear.inputs(),
+        }
+    }
+
     pub fn outputs(&self) -> usize {
         match self {
             Self::F32(linear) | Self::Watched(linear, _) => linear.outputs(),

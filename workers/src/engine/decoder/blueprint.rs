@@ -4,21 +4,53 @@
 
 use kernels::Activation;
 
+use crate::engine::LoadError;
 use crate::engine::encoder::blueprint::{Affine, NormWeights};
 
 /// A model's weights, in f32.
-#[derive(Clone, Debug)]
 pub struct Source {
     pub shape: Shape,
     /// `[vocabulary, hidden]`
     pub words: Vec<f32>,
     /// `[positions, hidden]`, for models that learn them.
     pub positions: Option<Vec<f32>>,
-    pub layers: Vec<Layer<Affine, NormWeights>>,
+    pub layers: Layers,
     pub norm: NormWeights,
     /// What scores the next token, where it is not the words.
     pub output: Option<Affine>,
 }
+
+/// Layers that are read as they are asked for, so that they need not be in memory together.
+pub struct Layers {
+    next: usize,
+    count: usize,
+    read: Box<dyn FnMut(usize) -> Read>,
+}
+
+type Read = Result<Layer<Affine, NormWeights>, LoadError>;
+
+impl Layers {
+    pub fn new(count: usize, read: impl FnMut(usize) -> Read + 'static) -> Self {
+        Self { next: 0, count, read: Box::new(read) }
+    }
+}
+
+impl Iterator for Layers {
+    type Item = Read;
+
+    fn next(&mut self) -> Option<Read> {
+        let index = self.next;
+        self.next += 1;
+        (index < self.count).then(|| (self.read)(index))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = self.count.saturating_sub(self.next);
+        (left, Some(left))
+    }
+}
+
+impl ExactSizeIterator for Layers {}
 
 /// What all layers of a model share.
 #[derive(Clone, Debug)]
@@ -53,17 +85,55 @@ pub struct Layer<L, N> {
     pub rotation: Option<Rotation>,
     /// How many tokens back a token sees, itself counted.
     pub window: Option<usize>,
+    /// For each head of queries the score of something that is seen beside the tokens, and is nothing.
+    pub sinks: Option<Vec<f32>>,
     pub output: L,
     /// Before the output is added.
     pub output_norm: Option<N>,
     pub perceptron_norm: N,
-    /// Where it is gated, gate and value in one.
-    pub up: L,
-    pub activation: Activation,
-    pub gated: bool,
-    pub down: L,
+    pub perceptron: Perceptron<L>,
     /// Before what comes down is added.
     pub down_norm: Option<N>,
+}
+
+/// What follows attention.
+#[derive(Clone, Debug)]
+pub enum Perceptron<L> {
+    Dense(Dense<L>),
+    Experts(Experts<L>),
+}
+
+#[derive(Clone, Debug)]
+pub struct Dense<L> {
+    /// Where it is gated, gate and value in one.
+    pub up: L,
+    pub function: Function,
+    pub down: L,
+}
+
+/// A mixture of experts (Shazeer et al., 2017): each row goes to those that the router gives the highest scores, and the sum of
+/// what they make of it is weighted by the softmax of the scores.
+#[derive(Clone, Debug)]
+pub struct Experts<L> {
+    pub router: L,
+    pub experts: Vec<Dense<L>>,
+    /// How many a row goes to.
+    pub each: usize,
+    /// Whether the weights of those are made to sum up to 1.
+    pub normalized: bool,
+}
+
+/// What is done between going up and coming down.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Function {
+    Plain(Activation),
+    /// f(gate) · value
+    Gated(Activation),
+    /// gate · sigmoid(alpha · gate) · (value + 1), neither larger than the limit.
+    Clamped {
+        alpha: f32,
+        limit: f32,
+    },
 }
 
 /// Rotary positions (Su et al., 2021).
@@ -77,47 +147,58 @@ pub struct Rotation {
 
 impl<L, N> Layer<L, N> {
     /// The same layer, of other makings.
-    pub fn map<M, O>(self, mut linear: impl FnMut(L) -> M, norm: impl Fn(N) -> O) -> Layer<M, O> {
-        Layer {
-            projection: linear(self.projection),
-            output: linear(self.output),
-            up: linear(self.up),
-            down: linear(self.down),
-            norm: norm(self.norm),
-            head_norms: self.head_norms.map(|norms| norms.map(&norm)),
-            rotation: self.rotation,
-            window: self.window,
-            output_norm: self.output_norm.map(&norm),
-            perceptron_norm: norm(self.perceptron_norm),
-            activation: self.activation,
-            gated: self.gated,
-            down_norm: self.down_norm.map(&norm),
-        }
-    }
-}
-
-impl<L, N, E> Layer<Result<L, E>, Result<N, E>> {
-    /// A layer, if all of its parts could be made.
-    pub fn transpose(self) -> Result<Layer<L, N>, E> {
+    pub fn try_map<M, O, E>(
+        self,
+        linear: impl Fn(L) -> Result<M, E>,
+        norm: impl Fn(N) -> Result<O, E>,
+    ) -> Result<Layer<M, O>, E> {
         let head_norms = match self.head_norms {
-            Some([query, key]) => Some([query?, key?]),
+            Some([query, key]) => Some([norm(query)?, norm(key)?]),
             None => None,
         };
         Ok(Layer {
-            projection: self.projection?,
-            output: self.output?,
-            up: self.up?,
-            down: self.down?,
-            norm: self.norm?,
+            norm: norm(self.norm)?,
+            projection: linear(self.projection)?,
             head_norms,
             rotation: self.rotation,
             window: self.window,
-            output_norm: self.output_norm.transpose()?,
-            perceptron_norm: self.perceptron_norm?,
-            activation: self.activation,
-            gated: self.gated,
-            down_norm: self.down_norm.transpose()?,
+            sinks: self.sinks,
+            output: linear(self.output)?,
+            output_norm: self.output_norm.map(&norm).transpose()?,
+            perceptron_norm: norm(self.perceptron_norm)?,
+            perceptron: match self.perceptron {
+                Perceptron::Dense(dense) => Perceptron::Dense(dense.try_map(&linear)?),
+                Perceptron::Experts(Experts { router, experts, each, normalized }) => {
+                    let experts = experts.into_iter().map(|dense| dense.try_map(&linear)).collect::<Result<_, _>>()?;
+                    Perceptron::Experts(Experts { router: linear(router)?, experts, each, normalized })
+                }
+            },
+            down_norm: self.down_norm.map(&norm).transpose()?,
         })
+    }
+}
+
+impl<L> Dense<L> {
+    fn try_map<M, E>(self, linear: impl Fn(L) -> Result<M, E>) -> Result<Dense<M>, E> {
+        Ok(Dense { up: linear(self.up)?, function: self.function, down: linear(self.down)? })
+    }
+}
+
+impl<L> Experts<L> {
+    /// The rows that each expert gets, with their weights.
+    pub fn share_out(&self, scores: &[f32]) -> Vec<Vec<(usize, f32)>> {
+        let mut shares = vec![Vec::new(); self.experts.len()];
+        for (row, scores) in scores.chunks_exact(self.experts.len()).enumerate() {
+            let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let mut ranked: Vec<(usize, f32)> = scores.iter().map(|score| (score - most).exp()).enumerate().collect();
+            let all: f32 = ranked.iter().map(|(_, weight)| weight).sum();
+            ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
+            ranked.truncate(self.each);
+            let chosen: f32 = ranked.iter().map(|(_, weight)| weight).sum();
+            let whole = if self.normalized { chosen } else { all };
+            ranked.into_iter().for_each(|(expert, weight)| shares[expert].push((row, weight / whole)));
+        }
+        shares
     }
 }
 

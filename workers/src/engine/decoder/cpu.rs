@@ -2,6 +2,7 @@
 //!
 //! All threads take part in each product, since a step has few rows: each has a share of the columns.
 
+use std::convert::Infallible;
 use std::slice::ChunksExact;
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use kernels::{
 };
 use schemas::registry::Dtype;
 
-use super::blueprint::{Layer, Rotation, Shape, Source};
+use super::blueprint::{Dense, Experts, Function, Layer, Layers, Perceptron, Rotation, Shape, Source};
 use super::model::Input;
 use crate::engine::LoadError;
 use crate::engine::encoder::blueprint::{Affine, NormWeights};
@@ -53,6 +54,12 @@ struct Memory {
     wide: Buffer<f32>,
     gated: Buffer<f32>,
     logits: Buffer<f32>,
+    /// What the perceptron makes of rows.
+    mixed: Buffer<f32>,
+    /// Of the experts, their scores, the rows that one is asked, and its answers.
+    scores: Buffer<f32>,
+    asked: Buffer<f32>,
+    answered: Buffer<f32>,
     quantized: QuantizedRows,
     attention: Vec<PagedScratch>,
 }
@@ -72,8 +79,8 @@ impl Cpu {
         Ok(Self {
             level: Level::best(),
             team: Team::new(std::thread::available_parallelism().map_or(1, usize::from)),
-            pages: layers.iter().map(|_| Pages::new(blocks, shape.key_heads, shape.head_size)).collect(),
-            layers: ready(&shape, layers, make),
+            pages: (0..layers.len()).map(|_| Pages::new(blocks, shape.key_heads, shape.head_size)).collect(),
+            layers: ready(&shape, layers, make)?,
             output: make(output),
             norm: norm(last),
             memory: Memory::default(),
@@ -163,27 +170,17 @@ impl Cpu {
     fn perceive(&mut self, index: usize) {
         let Self { level, team, layers, memory, shape, .. } = self;
         let parts = &layers[index].parts;
-        let Memory { hidden, narrow, wide, gated, quantized, .. } = memory;
-        let (on, count) = ((&*team, *level), hidden.len() / shape.hidden);
-        normed(on, &parts.perceptron_norm, hidden, narrow, shape.hidden);
-        let width = parts.up.outputs();
-        wide.resize(count * width);
-        let activation = if parts.gated { SAME } else { parts.activation };
-        parts.up.forward_on(team, *level, narrow, wide, activation, quantized);
-        let wide = &*wide;
-        let inner = match parts.gated {
-            true => {
-                gated.resize(wide.len() / 2);
-                each_row(team, gated, width / 2, |first, rows| {
-                    let from = &wide[first * width..first * width + 2 * rows.len()];
-                    gate(*level, from, rows, width / 2, parts.activation);
-                });
-                &**gated
+        let on = (&*team, *level);
+        normed(on, &parts.perceptron_norm, &memory.hidden, &mut memory.narrow, shape.hidden);
+        match &parts.perceptron {
+            Perceptron::Dense(dense) => {
+                let Memory { narrow, wide, gated, quantized, mixed, .. } = memory;
+                mixed.resize(narrow.len());
+                apply(on, dense, narrow, mixed, (wide, gated, quantized));
             }
-            false => wide,
-        };
-        parts.down.forward_on(team, *level, inner, narrow, SAME, quantized);
-        add(on, parts.down_norm.as_ref(), hidden, narrow, shape.hidden);
+            Perceptron::Experts(experts) => ask(on, experts, memory, shape.hidden),
+        }
+        add(on, parts.down_norm.as_ref(), &mut memory.hidden, &mut memory.mixed, shape.hidden);
     }
 
     fn score(&mut self, inputs: &[Input<'_>], spans: &[Span<'_>]) {
@@ -207,7 +204,7 @@ impl Cpu {
 }
 
 /// All layers of a model, with what they share.
-fn ready(shape: &Shape, layers: Vec<Layer<Affine, NormWeights>>, make: impl Fn(Affine) -> Weights) -> Vec<Ready> {
+fn ready(shape: &Shape, layers: Layers, make: impl Fn(Affine) -> Weights) -> Result<Vec<Ready>, LoadError> {
     // Layers that turn alike share a table.
     let mut turns: Vec<(Rotation, Arc<Rotary>)> = Vec::new();
     let mut turn = |rotation: &Rotation| {
@@ -218,7 +215,7 @@ fn ready(shape: &Shape, layers: Vec<Layer<Affine, NormWeights>>, make: impl Fn(A
             rotary
         })
     };
-    let each = |layer: Layer<Affine, NormWeights>| Ready {
+    let mut each = |mut layer: Layer<Affine, NormWeights>| Ready {
         attention: PagedAttention {
             heads: shape.heads,
             kv_heads: shape.key_heads,
@@ -226,11 +223,85 @@ fn ready(shape: &Shape, layers: Vec<Layer<Affine, NormWeights>>, make: impl Fn(A
             scale: shape.attention_scale,
             window: layer.window,
             cap: shape.attention_cap,
+            sinks: layer.sinks.take(),
         },
         rotary: layer.rotation.as_ref().map(&mut turn),
-        parts: layer.map(&make, norm),
+        parts: made(layer, &make),
     };
-    layers.into_iter().map(each).collect()
+    layers.map(|layer| layer.map(&mut each)).collect()
+}
+
+fn made(layer: Layer<Affine, NormWeights>, make: impl Fn(Affine) -> Weights) -> Layer<Weights, Norm> {
+    match layer.try_map(|affine| Ok::<_, Infallible>(make(affine)), |weights| Ok(norm(weights))) {
+        Ok(layer) => layer,
+        Err(never) => match never {},
+    }
+}
+
+/// What a perceptron makes of rows.
+fn apply(
+    (team, level): (&Team, Level),
+    dense: &Dense<Weights>,
+    rows: &[f32],
+    to: &mut [f32],
+    (wide, gated, quantized): (&mut Buffer<f32>, &mut Buffer<f32>, &mut QuantizedRows),
+) {
+    let width = dense.up.outputs();
+    let activation = if let Function::Plain(activation) = dense.function { activation } else { SAME };
+    wide.resize(rows.len() / dense.up.inputs() * width);
+    dense.up.forward_on(team, level, rows, wide, activation, quantized);
+    let wide = &**wide;
+    let inner = match dense.function {
+        Function::Plain(_) => wide,
+        Function::Gated(_) | Function::Clamped { .. } => {
+            gated.resize(wide.len() / 2);
+            each_row(team, gated, width / 2, |first, rows| {
+                let from = &wide[first * width..first * width + 2 * rows.len()];
+                match dense.function {
+                    Function::Clamped { alpha, limit } => clamp(from, rows, width / 2, (alpha, limit)),
+                    Function::Gated(activation) | Function::Plain(activation) => {
+                        gate(level, from, rows, width / 2, activation);
+                    }
+                }
+            });
+            &**gated
+        }
+    };
+    dense.down.forward_on(team, level, inner, to, SAME, quantized);
+}
+
+/// As [`Function::Clamped`] says.
+fn clamp(from: &[f32], to: &mut [f32], width: usize, (alpha, limit): (f32, f32)) {
+    for (from, to) in from.chunks_exact(2 * width).zip(to.chunks_exact_mut(width)) {
+        let (gates, values) = from.split_at(width);
+        for ((to, gate), value) in to.iter_mut().zip(gates).zip(values) {
+            let gate = gate.min(limit);
+            *to = gate / (1.0 + (-alpha * gate).exp()) * (value.clamp(-limit, limit) + 1.0);
+        }
+    }
+}
+
+/// What the experts of each row make of it, added up.
+fn ask(on: (&Team, Level), experts: &Experts<Weights>, memory: &mut Memory, width: usize) {
+    let Memory { narrow, mixed, wide, gated, quantized, scores, asked, answered, .. } = memory;
+    scores.resize(narrow.len() / width * experts.experts.len());
+    experts.router.forward_on(on.0, on.1, narrow, scores, SAME, quantized);
+    mixed.resize(narrow.len());
+    mixed.fill(0.0);
+    for (expert, rows) in experts.experts.iter().zip(experts.share_out(scores)) {
+        if rows.is_empty() {
+            continue;
+        }
+        asked.resize(rows.len() * width);
+        answered.resize(rows.len() * width);
+        for (to, (row, _)) in asked.chunks_exact_mut(width).zip(&rows) {
+            to.copy_from_slice(&narrow[row * width..][..width]);
+        }
+        apply(on, expert, asked, answered, (wide, gated, quantized));
+        for (answer, (row, weight)) in answered.chunks_exact(width).zip(&rows) {
+            mixed[row * width..][..width].iter_mut().zip(answer).for_each(|(to, value)| *to += weight * value);
+        }
+    }
 }
 
 /// Rows to their norms.

@@ -1,6 +1,7 @@
 //! The families of decoders in the layout of the Hugging Face hub: what each names its tensors and the keys of its
 //! `config.json`, told in the words of `blueprint`. The reference for each is its file in Hugging Face's transformers.
 
+mod experts;
 mod gpt2;
 mod llama;
 
@@ -13,12 +14,12 @@ use crate::engine::tensors::Tensors;
 
 pub fn read(folder: &Path, config: &Config) -> Result<Source, LoadError> {
     match config.text("model_type")? {
-        name @ ("llama" | "mistral" | "qwen2" | "qwen3" | "gemma2" | "gemma3_text") => {
-            llama::read(name, config, &Tensors::open(folder, &["model."])?)
+        name @ ("llama" | "mistral" | "qwen2" | "qwen3" | "qwen3_moe" | "gemma2" | "gemma3_text" | "gpt_oss") => {
+            llama::read(name, config, Tensors::open(folder, &["model."])?)
         }
-        "gpt2" => gpt2::read(config, &Tensors::open(folder, &["transformer."])?),
+        "gpt2" => gpt2::read(config, Tensors::open(folder, &["transformer."])?),
         other => {
-            let known = "gemma2, gemma3_text, gpt2, llama, mistral, qwen2 and qwen3";
+            let known = "gemma2, gemma3_text, gpt2, gpt_oss, llama, mistral, qwen2, qwen3 and qwen3_moe";
             Err(config.invalid("model_type", &format!("is {other:?}; decoders are {known}")))
         }
     }

@@ -49,8 +49,7 @@ impl Files {
 }
 
 fn from_gguf(path: &Path) -> Result<Files, LoadError> {
-    let mut file = Gguf::open(path)?;
-    let source = ggml::read(&mut file)?;
+    let file = Gguf::open(path)?;
     let id = |key: &str| file.number(key).ok().and_then(|id| u32::try_from(id).ok());
     let token = |key: &str| file.number(key).and_then(|id| file.token(id)).unwrap_or_default();
     let (begin, end) = (token("tokenizer.ggml.bos_token_id"), token("tokenizer.ggml.eos_token_id"));
@@ -61,14 +60,9 @@ fn from_gguf(path: &Path) -> Result<Files, LoadError> {
     let adds_begin = file.flag("tokenizer.ggml.add_bos_token");
     let ends: Vec<u32> =
         ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"].into_iter().filter_map(id).collect();
-    Ok(Files {
-        source,
-        end: ends.first().copied(),
-        ends,
-        tokenizer: file.tokenizer()?,
-        template,
-        begin: adds_begin.then(|| id("tokenizer.ggml.bos_token_id")).flatten(),
-    })
+    let begin = adds_begin.then(|| id("tokenizer.ggml.bos_token_id")).flatten();
+    let (end, tokenizer) = (ends.first().copied(), file.tokenizer()?);
+    Ok(Files { source: ggml::read(file)?, end, ends, tokenizer, template, begin })
 }
 
 fn from_folder(folder: &Path) -> Result<Files, LoadError> {

@@ -3,7 +3,7 @@
 
 use kernels::Activation;
 
-use super::blueprint::{Layer, Rotation, Shape, Source};
+use super::blueprint::{Dense, Function, Layer, Layers, Perceptron, Rotation, Shape, Source};
 use super::rotation::Scaling;
 use crate::engine::LoadError;
 use crate::engine::encoder::blueprint::{Affine, NormWeights};
@@ -12,7 +12,7 @@ use crate::engine::tensors::join;
 
 const ARCHITECTURES: [&str; 4] = ["gpt2", "llama", "qwen2", "qwen3"];
 
-pub fn read(file: &mut Gguf) -> Result<Source, LoadError> {
+pub fn read(file: Gguf) -> Result<Source, LoadError> {
     let architecture = file.string("general.architecture")?.to_owned();
     if !ARCHITECTURES.contains(&&*architecture) {
         let known = ARCHITECTURES.join(", ");
@@ -21,24 +21,24 @@ pub fn read(file: &mut Gguf) -> Result<Source, LoadError> {
     Reader { file, architecture }.read()
 }
 
-struct Reader<'a> {
-    file: &'a mut Gguf,
+struct Reader {
+    file: Gguf,
     architecture: String,
 }
 
-impl Reader<'_> {
+impl Reader {
     fn read(mut self) -> Result<Source, LoadError> {
         let shape = self.shape()?;
         let learned = self.file.has_tensor("position_embd.weight");
         let rotation = if learned { None } else { Some(self.rotation(shape.head_size)?) };
         let count = self.file.number(&self.key("block_count"))?;
-        let layers = (0..count).map(|index| self.layer(&shape, index, rotation.as_ref())).collect::<Result<_, _>>()?;
+        let of_all = shape.clone();
         Ok(Source {
             positions: if learned { Some(self.file.values("position_embd.weight")?) } else { None },
-            layers,
             norm: self.norm("output_norm")?,
             output: if self.file.has_tensor("output.weight") { Some(self.linear("output")?) } else { None },
             words: self.file.values("token_embd.weight")?,
+            layers: Layers::new(count, move |index| self.layer(&of_all, index, rotation.as_ref())),
             shape,
         })
     }
@@ -104,13 +104,18 @@ impl Reader<'_> {
             },
             rotation: rotation.cloned(),
             window: None,
+            sinks: None,
             output: self.linear(&name("attn_output"))?,
             output_norm: None,
             perceptron_norm: self.norm(&name("ffn_norm"))?,
-            up: if gated { join(vec![self.linear(&name("ffn_gate"))?, up]) } else { up },
-            activation: if gated { Activation::Silu } else { Activation::GeluTanh },
-            gated,
-            down: self.linear(&name("ffn_down"))?,
+            perceptron: Perceptron::Dense(Dense {
+                up: if gated { join(vec![self.linear(&name("ffn_gate"))?, up]) } else { up },
+                function: match gated {
+                    true => Function::Gated(Activation::Silu),
+                    false => Function::Plain(Activation::GeluTanh),
+                },
+                down: self.linear(&name("ffn_down"))?,
+            }),
             down_norm: None,
         })
     }

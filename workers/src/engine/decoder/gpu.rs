@@ -7,12 +7,13 @@ use std::slice::ChunksExact;
 
 use candle_core::{D, Device, Result, Tensor};
 use candle_nn::kv_cache::KvCache;
-use candle_nn::ops::{layer_norm, rms_norm, silu, softmax_last_dim};
+use candle_nn::ops::{layer_norm, rms_norm, sigmoid, silu, softmax_last_dim};
 use candle_nn::rotary_emb::rope;
 use kernels::Activation;
 
-use super::blueprint::{Layer, Rotation, Shape, Source};
+use super::blueprint::{Dense, Experts, Function, Layer, Perceptron, Rotation, Shape, Source};
 use super::model::Input;
+use crate::engine::LoadError;
 use crate::engine::encoder::blueprint::{Affine, NormWeights};
 
 /// Tokens a cache has room for at first, and by which it grows.
@@ -33,6 +34,8 @@ struct Ready {
     parts: Layer<Linear, Norm>,
     /// Cosine and sine of every position.
     turns: Option<[Tensor; 2]>,
+    /// `[heads, 1]`
+    sinks: Option<Tensor>,
 }
 
 struct Linear {
@@ -57,26 +60,22 @@ struct Span<'a> {
 }
 
 impl Gpu {
-    pub fn new(source: &Source, device: &Device) -> Result<Self> {
+    pub fn new(source: Source, device: &Device) -> std::result::Result<Self, LoadError> {
         let Source { shape, words, positions, layers, norm, output } = source;
+        let ready = |layer| Ready::new(layer, &shape, device).map_err(LoadError::Device);
+        let layers = layers.map(|layer| layer.and_then(ready)).collect::<std::result::Result<_, _>>()?;
         let table = |values: &[f32]| Tensor::from_slice(values, (values.len() / shape.hidden, shape.hidden), device);
-        let words = table(words)?;
-        let output = match output {
-            Some(output) => Linear::new(output, device)?,
-            // Small models score the next token by the words too.
-            None => Linear { weight: words.clone(), bias: None },
+        let rest = || {
+            let words = table(&words)?;
+            let output = match &output {
+                Some(output) => Linear::new(output, device)?,
+                // Small models score the next token by the words too.
+                None => Linear { weight: words.clone(), bias: None },
+            };
+            Ok((words, positions.as_deref().map(table).transpose()?, Norm::new(&norm, device)?, output))
         };
-        let layers = layers.iter().map(|layer| Ready::new(layer, shape, device)).collect::<Result<_>>()?;
-        Ok(Self {
-            words,
-            positions: positions.as_deref().map(table).transpose()?,
-            layers,
-            norm: Norm::new(norm, device)?,
-            output,
-            shape: shape.clone(),
-            caches: HashMap::new(),
-            logits: Vec::new(),
-        })
+        let (words, positions, norm, output) = rest().map_err(LoadError::Device)?;
+        Ok(Self { words, positions, layers, norm, output, shape, caches: HashMap::new(), logits: Vec::new() })
     }
 
     /// As [`Cpu::forward`](super::cpu::Cpu::forward).
@@ -129,10 +128,12 @@ impl Gpu {
 }
 
 impl Ready {
-    fn new(layer: &Layer<Affine, NormWeights>, shape: &Shape, device: &Device) -> Result<Self> {
+    fn new(layer: Layer<Affine, NormWeights>, shape: &Shape, device: &Device) -> Result<Self> {
         let turns = layer.rotation.as_ref().map(|rotation| turns(rotation, shape, device)).transpose()?;
-        let parts = layer.clone().map(|affine| Linear::new(&affine, device), |norm| Norm::new(&norm, device));
-        Ok(Self { parts: parts.transpose()?, turns })
+        let sinks = layer.sinks.as_deref().map(|sinks| Tensor::new(sinks, device)?.reshape((sinks.len(), 1)));
+        let sinks = sinks.transpose()?;
+        let parts = layer.try_map(|affine| Linear::new(&affine, device), |norm| Norm::new(&norm, device))?;
+        Ok(Self { parts, turns, sinks })
     }
 
     fn forward(
@@ -152,20 +153,23 @@ impl Ready {
             let count = span.tokens.len();
             let rows = |tensor: &Tensor| tensor.narrow(1, start, count)?.contiguous();
             let (keys, values) = span.cache.0[index].append(&rows(&key)?, &rows(&value)?)?;
-            attended.push(shape.attend(&rows(&query)?, &keys, &values, span.start, parts.window)?);
+            attended.push(shape.attend(
+                &rows(&query)?,
+                &keys,
+                &values,
+                span.start,
+                (parts.window, self.sinks.as_ref()),
+            )?);
             start += count;
         }
         let output = parts.output.forward(&Tensor::cat(&attended, 0)?)?;
         let hidden = (hidden + normed(output, parts.output_norm.as_ref())?)?;
-        let wide = parts.up.forward(&parts.perceptron_norm.apply(&hidden)?)?;
-        let inner = match parts.gated {
-            true => {
-                let halves = wide.chunk(2, D::Minus1)?;
-                (activated(&halves[0].contiguous()?, parts.activation)? * &halves[1])?
-            }
-            false => activated(&wide, parts.activation)?,
+        let rows = parts.perceptron_norm.apply(&hidden)?;
+        let made = match &parts.perceptron {
+            Perceptron::Dense(dense) => dense.forward(&rows)?,
+            Perceptron::Experts(experts) => experts.forward(&rows)?,
         };
-        hidden + normed(parts.down.forward(&inner)?, parts.down_norm.as_ref())?
+        hidden + normed(made, parts.down_norm.as_ref())?
     }
 
     /// Query, key and value as `[heads, tokens, head size]`, the first two normed and turned.
@@ -197,7 +201,7 @@ impl Shape {
         keys: &Tensor,
         values: &Tensor,
         start: usize,
-        window: Option<usize>,
+        (window, sinks): (Option<usize>, Option<&Tensor>),
     ) -> Result<Tensor> {
         let (count, length) = (query.dim(1)?, keys.dim(1)?);
         let group = self.heads / self.key_heads;
@@ -210,8 +214,59 @@ impl Shape {
             let rows = scores.reshape((self.key_heads, group, count, length))?.broadcast_add(&mask)?;
             scores = rows.reshape((self.key_heads, group * count, length))?;
         }
-        let mixed = softmax_last_dim(&scores)?.matmul(&values.contiguous()?)?;
+        let shares = match sinks {
+            None => softmax_last_dim(&scores)?,
+            Some(sinks) => {
+                let beside = sinks.broadcast_as((self.heads, count))?.reshape((self.key_heads, group * count, 1))?;
+                let all = Tensor::cat(&[&scores, &beside], D::Minus1)?;
+                softmax_last_dim(&all)?.narrow(D::Minus1, 0, length)?.contiguous()?
+            }
+        };
+        let mixed = shares.matmul(&values.contiguous()?)?;
         mixed.reshape((self.heads, count, self.head_size))?.transpose(0, 1)?.contiguous()?.flatten_from(1)
+    }
+}
+
+impl Dense<Linear> {
+    fn forward(&self, rows: &Tensor) -> Result<Tensor> {
+        let wide = self.up.forward(rows)?;
+        let halves = || -> Result<[Tensor; 2]> {
+            let width = wide.dim(D::Minus1)? / 2;
+            let half = |first| wide.narrow(D::Minus1, first, width)?.contiguous();
+            Ok([half(0)?, half(width)?])
+        };
+        let inner = match self.function {
+            Function::Plain(activation) => activated(&wide, activation)?,
+            Function::Gated(activation) => {
+                let [gates, values] = halves()?;
+                (activated(&gates, activation)? * values)?
+            }
+            Function::Clamped { alpha, limit } => {
+                let [gates, values] = halves()?;
+                let gates = gates.minimum(f64::from(limit))?;
+                let shares = sigmoid(&(&gates * f64::from(alpha))?)?;
+                ((gates * shares)? * (values.clamp(-limit, limit)? + 1.0)?)?
+            }
+        };
+        self.down.forward(&inner)
+    }
+}
+
+impl Experts<Linear> {
+    fn forward(&self, rows: &Tensor) -> Result<Tensor> {
+        let scores: Vec<f32> = self.router.forward(rows)?.flatten_all()?.to_vec1()?;
+        let mut sum = rows.zeros_like()?;
+        for (expert, share) in self.experts.iter().zip(self.share_out(&scores)) {
+            if share.is_empty() {
+                continue;
+            }
+            let (own, weights): (Vec<u32>, Vec<f32>) =
+                share.into_iter().map(|(row, weight)| (row as u32, weight)).unzip();
+            let (own, weights) = (Tensor::new(own, rows.device())?, Tensor::new(weights, rows.device())?);
+            let answers = expert.forward(&rows.index_select(&own, 0)?)?.broadcast_mul(&weights.unsqueeze(1)?)?;
+            sum = sum.index_add(&own, &answers, 0)?;
+        }
+        Ok(sum)
     }
 }
 

@@ -63,7 +63,7 @@ impl Decoder {
         let (source, text) = files.take(context);
         let executor = match device.is_cpu() {
             true => Executor::Cpu(Box::new(Cpu::new(source, model.dtype, count)?)),
-            false => Executor::Gpu(Box::new(Gpu::new(&source, device).map_err(LoadError::Device)?)),
+            false => Executor::Gpu(Box::new(Gpu::new(source, device)?)),
         };
         if let Executor::Cpu(cpu) = &executor {
             tracing::info!(level = cpu.level().name(), blocks = count, "decoder is ready");

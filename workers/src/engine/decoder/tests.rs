@@ -8,7 +8,7 @@ use serde_json::json;
 use tokenizers::Tokenizer;
 
 use super::*;
-use crate::engine::decoder::blueprint::{Layer, Rotation, Shape, Source};
+use crate::engine::decoder::blueprint::{Dense, Function, Layer, Layers, Perceptron, Rotation, Shape, Source};
 use crate::engine::decoder::rotation::Scaling;
 use crate::engine::encoder::blueprint::{Affine, NormWeights};
 use crate::engine::{FinishReason, Goal, Logprobs, SamplingParams};
@@ -39,20 +39,22 @@ fn source() -> Source {
         head_norms: None,
         rotation: Some(Rotation::new(8, 10_000.0, Scaling::None)),
         window: None,
+        sinks: None,
         output: linear(32, 32),
         output_norm: None,
         perceptron_norm: norm(),
-        up: linear(32, 2 * 48),
-        activation: Activation::Silu,
-        gated: true,
-        down: linear(48, 32),
+        perceptron: Perceptron::Dense(Dense {
+            up: linear(32, 2 * 48),
+            function: Function::Gated(Activation::Silu),
+            down: linear(48, 32),
+        }),
         down_norm: None,
     });
-    let layers = layers.collect();
+    let mut layers: Vec<_> = layers.map(Some).collect();
     Source {
         words: linear(VOCABULARY, 32).weight,
         positions: None,
-        layers,
+        layers: Layers::new(2, move |index| Ok(layers[index].take().expect("is read once"))),
         norm: norm(),
         output: None,
         shape: Shape::plain(32, [4, 2], 8, CONTEXT),
@@ -99,9 +101,35 @@ fn run(decoder: &mut Decoder, sequences: &[Sequence]) -> Vec<Output> {
 
 #[test]
 fn both_executors_say_the_same() {
-    let gpu = Executor::Gpu(Box::new(Gpu::new(&source(), &Device::Cpu).unwrap()));
+    let gpu = Executor::Gpu(Box::new(Gpu::new(source(), &Device::Cpu).unwrap()));
     let sequences: Vec<_> = [5, 700, 1, 64].map(|length| sequence(prompt(length), 12, &[])).into();
     assert_eq!(run(&mut decoder_on(gpu, 200, 3), &sequences), run(&mut decoder(3), &sequences));
+}
+
+#[test]
+fn both_executors_compute_every_family() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/decoders");
+    let families = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut count = 0;
+    for path in families.filter(|path| path.join("config.json").exists()) {
+        let source = || Files::read(&path).unwrap().take(80).0;
+        let tokens = prompt(60);
+        let input = || [Input { tokens: &tokens, start: 0, blocks: &[0, 1], wanted: 60 }];
+        let mut gpu = Gpu::new(source(), &Device::Cpu).unwrap();
+        let mut cpu = Cpu::new(source(), Dtype::F32, 2).unwrap();
+        let is_apart = |(ours, theirs): (&[f32], &[f32])| {
+            let most = theirs.iter().fold(1.0_f32, |most, value| most.max(value.abs()));
+            ours.iter().zip(theirs).any(|(a, b)| (a - b).abs() > 5e-3 * most)
+        };
+        let pairs = cpu.forward(&input()).zip(gpu.forward(&input()).unwrap());
+        let apart = pairs.map(is_apart).filter(|is_apart| *is_apart).count();
+        // A router may be all but undecided between two experts: rounding decides then.
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let routed = usize::from(name.contains("oss") || name.contains("moe"));
+        assert!(apart <= routed, "{name}: {apart} of 60 are apart");
+        count += 1;
+    }
+    assert_eq!(count, 11);
 }
 
 #[test]

@@ -1,14 +1,16 @@
 //! GPT-2 (Radford et al., 2019): learned positions, norms with a mean, and matrices that lie on their side.
 
+use std::rc::Rc;
+
 use kernels::Activation;
 
 use crate::engine::LoadError;
-use crate::engine::decoder::blueprint::{Layer, Shape, Source};
+use crate::engine::decoder::blueprint::{Dense, Function, Layer, Layers, Perceptron, Shape, Source};
 use crate::engine::encoder::blueprint::{Affine, NormWeights};
 use crate::engine::model_config::Config;
 use crate::engine::tensors::{Tensors, layer_norm};
 
-pub fn read(config: &Config, tensors: &Tensors) -> Result<Source, LoadError> {
+pub fn read(config: &Config, tensors: Tensors) -> Result<Source, LoadError> {
     if config.flag_or("scale_attn_by_inverse_layer_idx", false) {
         return Err(config.invalid("scale_attn_by_inverse_layer_idx", "is not supported"));
     }
@@ -19,8 +21,9 @@ pub fn read(config: &Config, tensors: &Tensors) -> Result<Source, LoadError> {
     if !config.flag_or("scale_attn_weights", true) {
         shape.attention_scale = 1.0;
     }
+    let tensors = Rc::new(tensors);
     let model = Gpt2 {
-        tensors,
+        tensors: Rc::clone(&tensors),
         hidden,
         inner: config.count_or("n_inner", 4 * hidden)?,
         epsilon: config.number_or("layer_norm_epsilon", 1e-5)?,
@@ -32,39 +35,41 @@ pub fn read(config: &Config, tensors: &Tensors) -> Result<Source, LoadError> {
     Ok(Source {
         words: tensors.matrix("wte.weight", [vocabulary, hidden])?,
         positions: Some(tensors.matrix("wpe.weight", [positions, hidden])?),
-        layers: (0..config.count("n_layer")?).map(|index| model.layer(index)).collect::<Result<_, _>>()?,
-        norm: layer_norm(tensors, "ln_f", hidden, model.epsilon)?,
+        norm: layer_norm(&tensors, "ln_f", hidden, model.epsilon)?,
+        layers: Layers::new(config.count("n_layer")?, move |index| model.layer(index)),
         output,
         shape,
     })
 }
 
-struct Gpt2<'a> {
-    tensors: &'a Tensors,
+struct Gpt2 {
+    tensors: Rc<Tensors>,
     hidden: usize,
     inner: usize,
     epsilon: f64,
     activation: Activation,
 }
 
-impl Gpt2<'_> {
+impl Gpt2 {
     fn layer(&self, index: usize) -> Result<Layer<Affine, NormWeights>, LoadError> {
         let Self { hidden, inner, .. } = *self;
         let linear = |part: &str, inputs, outputs| self.linear(&format!("h.{index}.{part}"), inputs, outputs);
-        let norm = |part: &str| layer_norm(self.tensors, &format!("h.{index}.{part}"), hidden, self.epsilon);
+        let norm = |part: &str| layer_norm(&self.tensors, &format!("h.{index}.{part}"), hidden, self.epsilon);
         Ok(Layer {
             norm: norm("ln_1")?,
             projection: linear("attn.c_attn", hidden, 3 * hidden)?,
             head_norms: None,
             rotation: None,
             window: None,
+            sinks: None,
             output: linear("attn.c_proj", hidden, hidden)?,
             output_norm: None,
             perceptron_norm: norm("ln_2")?,
-            up: linear("mlp.c_fc", hidden, inner)?,
-            activation: self.activation,
-            gated: false,
-            down: linear("mlp.c_proj", inner, hidden)?,
+            perceptron: Perceptron::Dense(Dense {
+                up: linear("mlp.c_fc", hidden, inner)?,
+                function: Function::Plain(self.activation),
+                down: linear("mlp.c_proj", inner, hidden)?,
+            }),
             down_norm: None,
         })
     }

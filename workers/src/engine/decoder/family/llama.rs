@@ -1,17 +1,18 @@
-//! Llama (Touvron et al., 2023) and those that are told in its words: Mistral, Qwen2, Qwen3, Gemma 2 and Gemma 3. What sets
-//! them apart are norms and biases, which are there or not, windows, and some numbers.
+//! Llama (Touvron et al., 2023) and those that are told in its words: Mistral, Qwen2, Qwen3, Gemma 2, Gemma 3 and gpt-oss. What
+//! sets them apart are norms, biases, sinks and experts, which are there or not, windows, and some numbers.
 
 use kernels::Activation;
 use serde_json::Value;
 
+use super::experts;
 use crate::engine::LoadError;
-use crate::engine::decoder::blueprint::{Layer, Rotation, Shape, Source};
+use crate::engine::decoder::blueprint::{Function, Layer, Layers, Perceptron, Rotation, Shape, Source};
 use crate::engine::decoder::rotation::Scaling;
 use crate::engine::encoder::blueprint::{Affine, NormWeights};
 use crate::engine::model_config::Config;
 use crate::engine::tensors::{Tensors, affine, join};
 
-pub fn read(name: &str, config: &Config, tensors: &Tensors) -> Result<Source, LoadError> {
+pub fn read(name: &str, config: &Config, tensors: Tensors) -> Result<Source, LoadError> {
     let (hidden, heads) = (config.count("hidden_size")?, config.count("num_attention_heads")?);
     let (key_heads, size) =
         (config.count_or("num_key_value_heads", heads)?, config.count_or("head_dim", hidden / heads)?);
@@ -31,35 +32,38 @@ pub fn read(name: &str, config: &Config, tensors: &Tensors) -> Result<Source, Lo
         _ => config.activation("hidden_activation")?,
     };
     let epsilon = config.number_or("rms_norm_eps", 1e-6)? as f32;
-    let model = Model { name, config, tensors, shape: &shape, activation, epsilon, is_gemma };
-    let vocabulary = config.count("vocab_size")?;
+    let words = tensors.matrix("embed_tokens.weight", [config.count("vocab_size")?, hidden])?;
     let outside = tensors.outside();
+    let (name, config, shape_of_all) = (name.to_owned(), config.clone(), shape.clone());
+    let model = Model { name, config, tensors, shape: shape_of_all, activation, epsilon, is_gemma };
+    let config = &model.config;
+    let vocabulary = config.count("vocab_size")?;
     let has_head = outside.has("lm_head.weight") && !config.flag_or("tie_word_embeddings", is_gemma);
     let output = if has_head { Some(affine(&outside, "lm_head", [vocabulary, hidden], false)?) } else { None };
     Ok(Source {
-        words: tensors.matrix("embed_tokens.weight", [vocabulary, hidden])?,
+        words,
         positions: None,
-        layers: (0..config.count("num_hidden_layers")?).map(|index| model.layer(index)).collect::<Result<_, _>>()?,
         norm: model.norm("norm", hidden)?,
+        layers: Layers::new(config.count("num_hidden_layers")?, move |index| model.layer(index)),
         output,
         shape,
     })
 }
 
-struct Model<'a> {
-    name: &'a str,
-    config: &'a Config,
-    tensors: &'a Tensors,
-    shape: &'a Shape,
+struct Model {
+    name: String,
+    config: Config,
+    tensors: Tensors,
+    shape: Shape,
     activation: Activation,
     epsilon: f32,
     is_gemma: bool,
 }
 
-impl Model<'_> {
+impl Model {
     fn layer(&self, index: usize) -> Result<Layer<Affine, NormWeights>, LoadError> {
-        let Shape { hidden, heads, key_heads, head_size: size, .. } = *self.shape;
-        let (inner, is_sliding) = (self.config.count("intermediate_size")?, self.is_sliding(index)?);
+        let Shape { hidden, heads, key_heads, head_size: size, .. } = self.shape;
+        let is_sliding = self.is_sliding(index)?;
         let name = |part: &str| format!("layers.{index}.{part}");
         let linear = |part: &str, shape| self.linear(&name(part), shape);
         let attention = |part: &str, count: usize| linear(&format!("self_attn.{part}_proj"), [count * size, hidden]);
@@ -81,20 +85,34 @@ impl Model<'_> {
             head_norms: if has_head_norms { Some([head_norm("q")?, head_norm("k")?]) } else { None },
             rotation: Some(self.rotation(is_sliding)?),
             window: if is_sliding { Some(self.config.count("sliding_window")?) } else { None },
+            sinks: match self.tensors.has(&name("self_attn.sinks")) {
+                true => Some(self.tensors.vector(&name("self_attn.sinks"), heads)?),
+                false => None,
+            },
             output: linear("self_attn.o_proj", [hidden, heads * size])?,
             output_norm,
             perceptron_norm,
-            up: join(vec![linear("mlp.gate_proj", [inner, hidden])?, linear("mlp.up_proj", [inner, hidden])?]),
-            activation: self.activation,
-            gated: true,
-            down: linear("mlp.down_proj", [hidden, inner])?,
+            perceptron: self.perceptron(index)?,
             down_norm,
         })
     }
 
+    fn perceptron(&self, index: usize) -> Result<Perceptron<Affine>, LoadError> {
+        let (name, hidden) = (format!("layers.{index}.mlp"), self.shape.hidden);
+        let function = Function::Gated(self.activation);
+        if self.name == "gpt_oss" {
+            return experts::gpt_oss(&self.config, &self.tensors, &name, hidden).map(Perceptron::Experts);
+        }
+        if self.tensors.has(&format!("{name}.gate.weight")) {
+            return experts::qwen3(&self.config, &self.tensors, &name, (hidden, function)).map(Perceptron::Experts);
+        }
+        let inner = self.config.count("intermediate_size")?;
+        experts::gated(&self.tensors, &name, [hidden, inner], function).map(Perceptron::Dense)
+    }
+
     /// Whether the layer sees a window only.
     fn is_sliding(&self, index: usize) -> Result<bool, LoadError> {
-        let config = self.config;
+        let config = &self.config;
         if let Some(kinds) = config.values["layer_types"].as_array() {
             return match kinds.get(index).and_then(Value::as_str) {
                 Some("sliding_attention") => Ok(true),
@@ -102,11 +120,12 @@ impl Model<'_> {
                 _ => Err(config.invalid("layer_types", &format!("has no kind of attention for layer {index}"))),
             };
         }
-        Ok(match self.name {
+        Ok(match &*self.name {
             "mistral" => !config.values["sliding_window"].is_null(),
             "qwen2" | "qwen3" => {
                 config.flag_or("use_sliding_window", false) && index >= config.count("max_window_layers")?
             }
+            "gpt_oss" => index.is_multiple_of(2),
             "gemma2" => index.is_multiple_of(2),
             "gemma3_text" => !(index + 1).is_multiple_of(config.count_or("sliding_window_pattern", 6)?),
             _ => false,
@@ -116,7 +135,7 @@ impl Model<'_> {
     /// Newer files have `rope_parameters`, which may differ between kinds of layers; older ones `rope_theta`, and
     /// `rope_scaling` beside it.
     fn rotation(&self, is_sliding: bool) -> Result<Rotation, LoadError> {
-        let (config, values) = (self.config, &self.config.values);
+        let (config, values) = (&self.config, &self.config.values);
         let kind = if is_sliding { "sliding_attention" } else { "full_attention" };
         let is_local = is_sliding && self.name == "gemma3_text";
         let parameters = match &values["rope_parameters"] {
@@ -136,7 +155,7 @@ impl Model<'_> {
     }
 
     fn scaling(&self, parameters: &Value) -> Result<Scaling, LoadError> {
-        let config = self.config;
+        let config = &self.config;
         let kind = parameters["rope_type"].as_str().or(parameters["type"].as_str());
         let number = |key: &str| {
             let number = parameters[key].as_f64().filter(|number| *number > 0.0);
@@ -168,7 +187,7 @@ impl Model<'_> {
     }
 
     fn linear(&self, name: &str, shape: [usize; 2]) -> Result<Affine, LoadError> {
-        affine(self.tensors, name, shape, self.tensors.has(&format!("{name}.bias")))
+        affine(&self.tensors, name, shape, self.tensors.has(&format!("{name}.bias")))
     }
 
     fn norm(&self, name: &str, width: usize) -> Result<NormWeights, LoadError> {
