@@ -9,6 +9,8 @@
 #[allow(dead_code, unused_imports, reason = "the tests use more of it")]
 mod support;
 
+#[path = "demo.rs"]
+mod demo;
 #[path = "decoder/ours.rs"]
 mod ours;
 #[path = "decoder/peer.rs"]

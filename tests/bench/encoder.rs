@@ -12,6 +12,8 @@ mod support;
 
 #[path = "encoder/accuracy.rs"]
 mod accuracy;
+#[path = "demo.rs"]
+mod demo;
 #[path = "encoder/engines.rs"]
 mod engines;
 #[path = "encoder/environment.rs"]

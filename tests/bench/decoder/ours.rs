@@ -9,29 +9,21 @@ use workers::engine::decoder::Decoder;
 use workers::engine::text::Text;
 use workers::engine::{Engine, Goal, SamplingParams, Sequence, SequenceId};
 
-use crate::support::{program, root, run};
+use crate::demo;
 
 pub const MODEL: &str = "SmolLM2-135M-Instruct";
 
-/// The registry of the demo, with the model in that type and nothing cached.
+/// The registry of the demo, with the model in that type and as many places as the peer has.
 pub fn registry(dtype: &str) -> String {
-    let text = std::fs::read_to_string(root().join("workers/models.toml")).unwrap();
-    let name = format!("name = \"{MODEL}\"\n");
+    let registry = demo::registry(MODEL, dtype);
     let limits = "[models.limits]\nin_flight = 16\nbatch = 16";
-    let registry = text
-        .replace(&name, &format!("{name}dtype = \"{dtype}\"\ncache.enabled = false\n"))
-        .replace(limits, "[models.limits]\nin_flight = 64\nbatch = 32");
-    assert!(registry.contains("batch = 32") && registry.contains(dtype), "the registry of the demo is as it was");
-    registry
+    assert!(registry.contains(limits), "the registry of the demo is as it was");
+    registry.replace(limits, "[models.limits]\nin_flight = 64\nbatch = 32")
 }
 
-/// The model's file, fetched where it is not there.
+/// The model's file.
 pub fn file() -> PathBuf {
-    let registry = root().join("workers/models.toml");
-    let fetch = ["fetch", "--model", MODEL, "--registry", registry.to_str().unwrap()];
-    let output = run(&program("inferq-worker"), &fetch, &[]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+    demo::fetched(MODEL)
 }
 
 pub struct Ours {

@@ -22,7 +22,8 @@ pub fn run(report: &mut Report, rounds: usize) {
     runtime.block_on(async {
         let deployment = Deployment::new(&registry("int8")).await;
         let mut rates = vec![Vec::new(); 1 + FORMATS.len()];
-        for _ in 0..rounds {
+        for round in 1..=rounds {
+            eprintln!("shared prefix: round {round} of {rounds}");
             let worker = deployment.worker(MODEL).await;
             rates[0].push(ours(&deployment).await);
             drop(worker);

@@ -47,6 +47,7 @@ pub fn run(report: &mut Report, rounds: usize) {
     for case in CASES {
         let mut measured = vec![Vec::new(); ours.len() + FORMATS.len()];
         for round in 0..=rounds {
+            eprintln!("{}: round {round} of {rounds}", case.name());
             let own = ours.iter_mut().map(|ours| case.ours(ours));
             let values: Vec<f64> = own.chain(FORMATS.iter().map(|format| case.peer(&peer, format))).collect();
             // The first round warms up.

@@ -9,8 +9,9 @@ use std::time::Instant;
 use schemas::registry::Registry;
 use workers::engine::{self, Goal, Output, Sequence, SequenceId, text::Text};
 
+use crate::demo;
 use crate::environment::Environment;
-use crate::support::{program, root, run, signal};
+use crate::support::signal;
 use crate::work::{Answer, Work};
 
 pub const MODEL: &str = "all-MiniLM-L6-v2";
@@ -22,20 +23,12 @@ pub const OPENVINO_DEFAULT: &str = "openvino-default";
 
 /// The registry of the demo, with the model in that type.
 pub fn registry(dtype: &str) -> String {
-    let text = std::fs::read_to_string(root().join("workers/models.toml")).unwrap();
-    let name = format!("name = \"{MODEL}\"\n");
-    let registry = text.replace(&name, &format!("{name}dtype = \"{dtype}\"\ncache.enabled = false\n"));
-    assert_ne!(registry, text);
-    registry
+    demo::registry(MODEL, dtype)
 }
 
-/// The folder of the model's files, fetched where they are not there.
+/// The folder of the model's files.
 pub fn model_folder() -> PathBuf {
-    let registry = root().join("workers/models.toml");
-    let fetch = ["fetch", "--model", MODEL, "--registry", registry.to_str().unwrap()];
-    let output = run(&program("inferq-worker"), &fetch, &[]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+    demo::fetched(MODEL)
 }
 
 /// The engine of this project.

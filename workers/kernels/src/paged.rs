@@ -107,13 +107,6 @@ impl Pages {
             bytemuck_f16(to).convert_from_f32_slice(&values[of_head]);
         }
     }
-
-    /// Makes one block what another is.
-    pub fn copy(&mut self, from: u32, to: u32) {
-        let size = Self::block_values(self.kv_heads, self.size);
-        let from = from as usize * size;
-        self.values.copy_within(from..from + size, to as usize * size);
-    }
 }
 
 fn bytemuck_f16(bits: &mut [u16]) -> &mut [f16] {

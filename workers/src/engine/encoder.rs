@@ -17,10 +17,11 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 use schemas::registry::{Dtype, Model, Task};
 
-use self::blueprint::{Affine, Head, NormWeights};
+use self::blueprint::Head;
 use self::cpu::Cpu;
 use self::files::Files;
 use self::gpu::Gpu;
+use super::layers::{Affine, NormWeights};
 use super::text::Text;
 use super::{Engine, Goal, LoadError, Output, Sequence, SequenceId, StepError};
 

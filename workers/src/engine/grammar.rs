@@ -63,16 +63,17 @@ impl Grammar {
     /// An answer of which these tokens are there.
     pub fn after(&self, tokens: &[u32]) -> Progress {
         let mut matcher = self.start.lock().expect("nothing panics while it holds this").clone();
-        // What does not fit stops it, and so ends the answer.
+        // What does not fit breaks it, which `allowed` tells.
         let _ = matcher.consume_tokens(tokens);
         Progress(matcher)
     }
 }
 
 impl Progress {
-    /// The tokens that can go on. None where the grammar became too complex.
+    /// The tokens that can go on. None where that cannot be said any more: the grammar became too complex, or the answer
+    /// does not follow it.
     pub fn allowed(&mut self) -> Option<SimpleVob> {
-        self.0.compute_mask_or_eos().inspect_err(|error| tracing::warn!(%error, "a grammar ends early")).ok()
+        self.0.compute_mask_or_eos().inspect_err(|error| tracing::warn!(%error, "an answer is cut")).ok()
     }
 
     pub fn take(&mut self, token: u32) {
@@ -81,7 +82,7 @@ impl Progress {
 
     /// Whether nothing can follow.
     pub fn is_at_end(&self) -> bool {
-        self.0.is_stopped()
+        self.0.is_stopped() && !self.0.is_error()
     }
 }
 
@@ -155,6 +156,13 @@ mod tests {
             tokens[half..].iter().for_each(|token| later.take(*token));
             assert!(later.is_at_end());
         }
+    }
+
+    #[test]
+    fn an_answer_that_does_not_follow_its_grammar_can_neither_go_on_nor_is_it_whole() {
+        let text = text();
+        let mut progress = text.grammar(&json!({ "type": "integer" })).unwrap().after(&text.encode("x").unwrap());
+        assert!(progress.allowed().is_none() && !progress.is_at_end());
     }
 
     #[test]

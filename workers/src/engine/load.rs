@@ -38,9 +38,9 @@ pub enum LoadError {
     NoFiles,
     #[error("no threads can be started: {0}")]
     Threads(rayon::ThreadPoolBuildError),
-    #[error("dtype {0:?} needs a GPU; on a processor encoders compute in f32 or int8")]
+    #[error("dtype {0:?} needs a GPU; on a processor models compute in f32 or int8")]
     NeedsGpu(Dtype),
-    #[error("dtype {0:?} is for processors; on a GPU encoders compute in f32, f16 or bf16")]
+    #[error("dtype {0:?} is for processors; on a GPU encoders compute in f32, f16 or bf16, decoders in f32")]
     NeedsCpu(Dtype),
     #[error("no GPU can be used: {0}")]
     Device(candle_core::Error),

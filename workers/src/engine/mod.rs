@@ -4,6 +4,7 @@
 //! It knows tokens and sequences. It deliberately knows no NATS, no subjects, no jobs and no HTTP status:
 //! the endpoints turn a job's body into sequences and the outputs back into a body.
 
+mod activate;
 mod batches;
 mod classes;
 pub mod decoder;
@@ -13,6 +14,7 @@ pub mod encoder;
 mod fault;
 mod gguf;
 mod grammar;
+mod layers;
 pub mod load;
 mod model_config;
 mod prompts;

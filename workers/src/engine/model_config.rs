@@ -1,8 +1,9 @@
-//! The `config.json` of a model in the layout of the Hugging Face hub.
+//! The `config.json` of a model in the layout of the Hugging Face hub, and the other files of JSON beside it.
 
 use std::path::{Path, PathBuf};
 
 use kernels::Activation;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::LoadError;
@@ -16,16 +17,7 @@ pub struct Config {
 
 impl Config {
     pub fn read(folder: &Path) -> Result<Self, LoadError> {
-        let path = folder.join("config.json");
-        let text = match std::fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(LoadError::file(&path, "is missing"));
-            }
-            Err(error) => return Err(LoadError::file(&path, error)),
-        };
-        let values = serde_json::from_slice(&text).map_err(|error| LoadError::file(&path, error))?;
-        Ok(Self { path, values })
+        Ok(Self { path: folder.join("config.json"), values: required(folder, "config.json")? })
     }
 
     pub fn invalid(&self, key: &str, reason: &str) -> LoadError {
@@ -75,5 +67,20 @@ impl Config {
             0 => Ok((heads_count, hidden / heads_count)),
             _ => Err(self.invalid(heads, &format!("{heads_count} do not divide {hidden} values"))),
         }
+    }
+}
+
+/// What is in a file of JSON.
+pub fn required<T: DeserializeOwned>(folder: &Path, name: &str) -> Result<T, LoadError> {
+    optional(folder, name)?.ok_or_else(|| LoadError::file(&folder.join(name), "is missing"))
+}
+
+/// The same, of a file that need not be there.
+pub fn optional<T: DeserializeOwned>(folder: &Path, name: &str) -> Result<Option<T>, LoadError> {
+    let path = folder.join(name);
+    match std::fs::read(&path) {
+        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| LoadError::file(&path, error)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(LoadError::file(&path, error)),
     }
 }

@@ -13,7 +13,6 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
 
 use super::LoadError;
-use super::encoder::blueprint::{Affine, NormWeights};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -141,33 +140,6 @@ impl Tensors {
         };
         Ok(Tensor { shape: info.shape.clone(), values })
     }
-}
-
-/// A linear layer and whether it has a bias.
-pub fn affine(tensors: &Tensors, name: &str, shape: [usize; 2], biased: bool) -> Result<Affine, LoadError> {
-    let weight = tensors.matrix(&format!("{name}.weight"), shape)?;
-    let bias = biased.then(|| tensors.vector(&format!("{name}.bias"), shape[0])).transpose()?;
-    Ok(Affine { weight, bias, inputs: shape[1] })
-}
-
-/// Several layers over the same inputs as one.
-pub fn join(parts: Vec<Affine>) -> Affine {
-    let inputs = parts[0].inputs;
-    let mut joined = Affine { weight: Vec::new(), bias: parts[0].bias.is_some().then(Vec::new), inputs };
-    for part in parts {
-        joined.weight.extend(part.weight);
-        joined.bias.iter_mut().zip(part.bias).for_each(|(bias, more)| bias.extend(more));
-    }
-    joined
-}
-
-pub fn layer_norm(tensors: &Tensors, name: &str, width: usize, epsilon: f64) -> Result<NormWeights, LoadError> {
-    let bias = format!("{name}.bias");
-    Ok(NormWeights::Layer {
-        weight: tensors.vector(&format!("{name}.weight"), width)?,
-        bias: tensors.has(&bias).then(|| tensors.vector(&bias, width)).transpose()?,
-        epsilon: epsilon as f32,
-    })
 }
 
 impl Source {

@@ -1,19 +1,20 @@
 //! Linear layers and norms as processors compute them.
 //!
-//! For int8 a layer is made twice. The first one computes in f32 and watches how large its inputs become; with that known,
-//! the second one loses little.
+//! For int8 an encoder's layer is made twice. The first one computes in f32 and watches how large its inputs become; with
+//! that known, the second one loses little. A decoder's inputs are divided into groups instead.
 
 use std::sync::Mutex;
 
 use kernels::{Activation, Level, Linear, Norm, QuantizedLinear, QuantizedRows, Team};
 
-use super::encoder::blueprint::{Affine, NormWeights};
+use super::layers::{Affine, NormWeights};
 
 /// A linear layer in the type it is computed in.
 #[derive(Debug)]
 pub enum Weights {
     F32(Linear),
     Int8(QuantizedLinear),
+    /// In f32, with how large each input was.
     Watched(Linear, Mutex<Vec<f32>>),
 }
 
@@ -58,39 +59,22 @@ impl Weights {
         }
     }
 
+    /// On all threads of a team, or on this one alone.
     pub fn forward(
         &self,
+        team: Option<&Team>,
         level: Level,
         rows: &[f32],
         to: &mut [f32],
         function: Activation,
         scratch: &mut QuantizedRows,
     ) {
-        match self {
-            Self::F32(linear) => linear.forward(level, rows, to, function),
-            Self::Int8(linear) => linear.forward(level, rows, to, function, scratch),
-            Self::Watched(linear, _) => {
-                self.watch(rows);
-                linear.forward(level, rows, to, function);
-            }
-        }
-    }
-
-    /// The same on all threads of a team.
-    pub fn forward_on(
-        &self,
-        team: &Team,
-        level: Level,
-        rows: &[f32],
-        to: &mut [f32],
-        function: Activation,
-        scratch: &mut QuantizedRows,
-    ) {
-        match self {
-            Self::F32(linear) => linear.forward_on(team, level, rows, to, function),
-            Self::Int8(linear) => linear.forward_on(team, level, rows, to, function, scratch),
-            Self::Watched(linear, _) => {
-                self.watch(rows);
+        self.watch(rows);
+        match (self, team) {
+            (Self::Int8(linear), None) => linear.forward(level, rows, to, function, scratch),
+            (Self::Int8(linear), Some(team)) => linear.forward_on(team, level, rows, to, function, scratch),
+            (Self::F32(linear) | Self::Watched(linear, _), None) => linear.forward(level, rows, to, function),
+            (Self::F32(linear) | Self::Watched(linear, _), Some(team)) => {
                 linear.forward_on(team, level, rows, to, function);
             }
         }

@@ -46,6 +46,8 @@ pub enum FetchError {
          and HF_ENDPOINT if it is on a mirror"
     )]
     Hub { repo: String, revision: String, file: String, source: Box<HFError> },
+    #[error("{} does not name the files with weights: {reason}; use another revision", path.display())]
+    Index { path: PathBuf, reason: String },
     #[error("{file} cannot be unpacked; it matches its pin, so pin another file")]
     Archive { file: String, source: zip::result::ZipError },
     #[error("{file} has the entry {entry:?}, which would be written outside its folder; do not use this package")]

@@ -5,19 +5,26 @@
 //!
 //! A revision is fetched once and then kept, also when it is a branch that moves on: pin a commit.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use futures::StreamExt;
 use hf_hub::{HFClient, HFClientBuilder, HFError};
+use serde::Deserialize;
 
 use super::error::FetchError;
 use super::{Fetcher, check_pin, store};
 
-/// What loading an encoder needs.
-const ENCODER_FILES: [&str; 3] = ["config.json", "tokenizer.json", "model.safetensors"];
-/// How sentence-transformers says what is done around the model.
-const OPTIONAL_FILES: [&str; 8] = [
+/// What loading a model needs beside its weights.
+const FILES: [&str; 2] = ["config.json", "tokenizer.json"];
+const WEIGHTS: &str = "model.safetensors";
+/// Where weights are in several files, their names.
+const INDEX: &str = "model.safetensors.index.json";
+/// How sentence-transformers says what is done around an encoder, and what a decoder says of its texts.
+const OPTIONAL_FILES: [&str; 10] = [
+    "generation_config.json",
+    "chat_template.jinja",
     "modules.json",
     "config_sentence_transformers.json",
     "1_Pooling/config.json",
@@ -42,7 +49,7 @@ pub(super) fn client(http: reqwest::Client) -> HFClientBuilder {
 }
 
 impl Repository<'_> {
-    /// The one file, or a folder with the files that an encoder needs.
+    /// The one file, or a folder with the files that a model needs.
     pub async fn fetch(
         &self,
         fetcher: &Fetcher,
@@ -51,7 +58,7 @@ impl Repository<'_> {
     ) -> Result<PathBuf, FetchError> {
         let what = format!("{}@{}", self.name, self.revision);
         let selection = match (path, &pin) {
-            (None, None) => "encoder".to_owned(),
+            (None, None) => "model".to_owned(),
             (None, Some(_)) => return Err(FetchError::PinOfFolder { what }),
             (Some(path), None) => flat(path),
             (Some(path), Some(sha256)) => format!("{}-{}", flat(path), &sha256[..12]),
@@ -68,24 +75,35 @@ impl Repository<'_> {
                 let sha256 = self.download(fetcher, path, staged.path()).await?;
                 check_pin(&format!("{path} of {what}"), pin.as_ref().unwrap_or(&sha256), &sha256)?;
             }
-            None => self.download_encoder(fetcher, staged.path()).await?,
+            None => self.download_model(fetcher, staged.path()).await?,
         }
         let publishing = tokio::task::spawn_blocking(move || store::publish(staged, &target));
         publishing.await.expect("publishing does not panic")?;
         Ok(found)
     }
 
-    async fn download_encoder(&self, fetcher: &Fetcher, folder: &Path) -> Result<(), FetchError> {
-        for file in ENCODER_FILES {
+    async fn download_model(&self, fetcher: &Fetcher, folder: &Path) -> Result<(), FetchError> {
+        for file in FILES {
             self.download(fetcher, file, folder).await?;
         }
         for file in OPTIONAL_FILES {
-            match self.download(fetcher, file, folder).await {
-                Err(FetchError::Hub { source, .. }) if matches!(*source, HFError::EntryNotFound { .. }) => {}
-                downloaded => drop(downloaded?),
-            }
+            self.download_if_there(fetcher, file, folder).await?;
+        }
+        if !self.download_if_there(fetcher, INDEX, folder).await? {
+            return self.download(fetcher, WEIGHTS, folder).await.map(drop);
+        }
+        for file in weight_files(&folder.join(INDEX))? {
+            self.download(fetcher, &file, folder).await?;
         }
         Ok(())
+    }
+
+    /// Whether there is such a file.
+    async fn download_if_there(&self, fetcher: &Fetcher, file: &str, folder: &Path) -> Result<bool, FetchError> {
+        match self.download(fetcher, file, folder).await {
+            Err(FetchError::Hub { source, .. }) if matches!(*source, HFError::EntryNotFound { .. }) => Ok(false),
+            downloaded => downloaded.map(|_| true),
+        }
     }
 
     /// Returns the SHA-256 of the file.
@@ -110,6 +128,22 @@ impl Repository<'_> {
             incoming.write(&chunk.map_err(failed)?).await?;
         }
         incoming.finish().await
+    }
+}
+
+/// The files that an index of weights names. They stand beside it.
+fn weight_files(index: &Path) -> Result<BTreeSet<String>, FetchError> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let text = fs::read(index).map_err(|error| FetchError::disk(index, error))?;
+    let wrong = |reason: String| FetchError::Index { path: index.to_owned(), reason };
+    let Index { weight_map } = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
+    let files: BTreeSet<String> = weight_map.into_values().collect();
+    match files.iter().find(|file| file.contains('/') || *file == "..") {
+        Some(file) => Err(wrong(format!("{file:?} leaves the folder"))),
+        None => Ok(files),
     }
 }
 

@@ -316,12 +316,41 @@ async fn an_encoder_is_fetched_from_the_hub_once_with_the_files_it_has() {
     let fetcher = fetcher(&cache, NOWHERE.into());
     let repository = bert(&hub_client(&site).await);
     let folder = repository.fetch(&fetcher, None, None).await.unwrap();
-    assert_eq!(folder, cache.path().join("hub/org--bert@refs--pr--1/encoder"));
+    assert_eq!(folder, cache.path().join("hub/org--bert@refs--pr--1/model"));
     assert_eq!(fs::read_to_string(folder.join("1_Pooling/config.json")).unwrap(), "1_Pooling/config.json");
     assert_eq!(names(&folder).len(), 4);
     let hits = site.hits();
     assert_eq!(repository.fetch(&fetcher, None, None).await.unwrap(), folder);
     assert_eq!(site.hits(), hits);
+}
+
+#[tokio::test]
+async fn a_decoder_is_fetched_with_what_it_says_of_its_texts_and_all_files_of_its_weights() {
+    const INDEX: &str =
+        r#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}}"#;
+    let site = Site::default();
+    let weights = ["model-1.safetensors", "model-2.safetensors"];
+    let texts = ["config.json", "tokenizer.json", "generation_config.json", "chat_template.jinja"];
+    for file in texts.iter().chain(&weights) {
+        site.put(&format!("{HUB}/{file}"), Answer::File((*file).into()));
+    }
+    site.put(&format!("{HUB}/model.safetensors.index.json"), Answer::File(INDEX.into()));
+    let cache = TempDir::new().unwrap();
+    let fetcher = fetcher(&cache, NOWHERE.into());
+    let folder = bert(&hub_client(&site).await).fetch(&fetcher, None, None).await.unwrap();
+    for file in texts.iter().chain(&weights) {
+        assert_eq!(fs::read_to_string(folder.join(file)).unwrap(), *file);
+    }
+    assert_eq!(names(&folder).len(), 7);
+
+    for wrong in ["{}", r#"{"weight_map": {"a": "../evil"}}"#] {
+        site.put(&format!("{HUB}/model.safetensors.index.json"), Answer::File(wrong.into()));
+        let cache = TempDir::new().unwrap();
+        let fetcher = self::fetcher(&cache, NOWHERE.into());
+        let error = bert(&hub_client(&site).await).fetch(&fetcher, None, None).await.unwrap_err();
+        assert!(matches!(error, FetchError::Index { .. }), "{error}");
+        assert!(names(&cache.path().join("hub/org--bert@refs--pr--1")).is_empty());
+    }
 }
 
 #[tokio::test]

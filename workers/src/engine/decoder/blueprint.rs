@@ -5,7 +5,7 @@
 use kernels::Activation;
 
 use crate::engine::LoadError;
-use crate::engine::encoder::blueprint::{Affine, NormWeights};
+use crate::engine::layers::{Affine, NormWeights};
 
 /// A model's weights, in f32.
 pub struct Source {

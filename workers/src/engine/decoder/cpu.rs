@@ -13,9 +13,9 @@ use kernels::{
 use schemas::registry::Dtype;
 
 use super::blueprint::{Dense, Experts, Function, Layer, Layers, Perceptron, Rotation, Shape, Source};
-use super::model::Input;
+use super::executor::Input;
 use crate::engine::LoadError;
-use crate::engine::encoder::blueprint::{Affine, NormWeights};
+use crate::engine::layers::{Affine, NormWeights};
 use crate::engine::weights::{Weights, norm};
 
 /// Inputs that share a scale in int8: decoders have a few that are a hundred times as large as others.
@@ -138,7 +138,7 @@ impl Cpu {
         normed(on, &parts.norm, hidden, narrow, shape.hidden);
         let width = parts.projection.outputs();
         projected.resize(count * width);
-        parts.projection.forward_on(team, *level, narrow, projected, SAME, quantized);
+        parts.projection.forward(Some(team), *level, narrow, projected, SAME, quantized);
         let (mixed, keys) = (shape.heads * shape.head_size, shape.key_heads * shape.head_size);
         let positions: Vec<usize> = spans.iter().flat_map(|span| span.start..span.start + span.rows.len()).collect();
         each_row(team, projected, width, |first, rows| {
@@ -162,7 +162,7 @@ impl Cpu {
         }
         attended.resize(count * mixed);
         attention.forward(team, *level, pages, spans, projected, width, attended, scratch);
-        parts.output.forward_on(team, *level, attended, narrow, SAME, quantized);
+        parts.output.forward(Some(team), *level, attended, narrow, SAME, quantized);
         add(on, parts.output_norm.as_ref(), hidden, narrow, shape.hidden);
     }
 
@@ -195,7 +195,7 @@ impl Cpu {
         self.norm.apply(self.level, narrow);
         logits.resize(wanted.len() * self.output.outputs());
         if !wanted.is_empty() {
-            self.output.forward_on(&self.team, self.level, narrow, logits, SAME, quantized);
+            self.output.forward(Some(&self.team), self.level, narrow, logits, SAME, quantized);
             if let Some(cap) = self.shape.logit_cap {
                 logits.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
             }
@@ -249,7 +249,7 @@ fn apply(
     let width = dense.up.outputs();
     let activation = if let Function::Plain(activation) = dense.function { activation } else { SAME };
     wide.resize(rows.len() / dense.up.inputs() * width);
-    dense.up.forward_on(team, level, rows, wide, activation, quantized);
+    dense.up.forward(Some(team), level, rows, wide, activation, quantized);
     let wide = &**wide;
     let inner = match dense.function {
         Function::Plain(_) => wide,
@@ -267,7 +267,7 @@ fn apply(
             &**gated
         }
     };
-    dense.down.forward_on(team, level, inner, to, SAME, quantized);
+    dense.down.forward(Some(team), level, inner, to, SAME, quantized);
 }
 
 /// As [`Function::Clamped`] says.
@@ -285,7 +285,7 @@ fn clamp(from: &[f32], to: &mut [f32], width: usize, (alpha, limit): (f32, f32))
 fn ask(on: (&Team, Level), experts: &Experts<Weights>, memory: &mut Memory, width: usize) {
     let Memory { narrow, mixed, wide, gated, quantized, scores, asked, answered, .. } = memory;
     scores.resize(narrow.len() / width * experts.experts.len());
-    experts.router.forward_on(on.0, on.1, narrow, scores, SAME, quantized);
+    experts.router.forward(Some(on.0), on.1, narrow, scores, SAME, quantized);
     mixed.resize(narrow.len());
     mixed.fill(0.0);
     for (expert, rows) in experts.experts.iter().zip(experts.share_out(scores)) {

@@ -7,10 +7,10 @@ use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use super::blueprint::Source;
-use super::{family, ggml};
+use super::family;
 use crate::engine::LoadError;
 use crate::engine::gguf::Gguf;
-use crate::engine::model_config::Config;
+use crate::engine::model_config::{Config, optional};
 use crate::engine::template::ChatTemplate;
 use crate::engine::text::Text;
 
@@ -18,8 +18,7 @@ use crate::engine::text::Text;
 pub struct Files {
     pub source: Source,
     /// Tokens that end a text.
-    pub ends: Vec<u32>,
-    end: Option<u32>,
+    ends: Vec<u32>,
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     /// The token that raw prompts begin with.
@@ -42,9 +41,10 @@ impl Files {
         }
     }
 
-    /// The weights, and what reads and writes texts of so many tokens.
-    pub fn take(self, context: usize) -> (Source, Text) {
-        (self.source, Text::generation(self.tokenizer, self.template, self.begin, self.end, context))
+    /// The weights, what reads and writes texts of so many tokens, and the tokens that end a text.
+    pub fn take(self, context: usize) -> (Source, Text, Vec<u32>) {
+        let Self { source, ends, tokenizer, template, begin } = self;
+        (source, Text::generation(tokenizer, template, begin, ends.first().copied(), context), ends)
     }
 }
 
@@ -61,8 +61,8 @@ fn from_gguf(path: &Path) -> Result<Files, LoadError> {
     let ends: Vec<u32> =
         ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"].into_iter().filter_map(id).collect();
     let begin = adds_begin.then(|| id("tokenizer.ggml.bos_token_id")).flatten();
-    let (end, tokenizer) = (ends.first().copied(), file.tokenizer()?);
-    Ok(Files { source: ggml::read(file)?, end, ends, tokenizer, template, begin })
+    let tokenizer = file.tokenizer()?;
+    Ok(Files { source: family::read_gguf(file)?, ends, tokenizer, template, begin })
 }
 
 fn from_folder(folder: &Path) -> Result<Files, LoadError> {
@@ -75,18 +75,18 @@ fn from_folder(folder: &Path) -> Result<Files, LoadError> {
         let reason = format!("has tokens up to {last}, the model has vectors for {known} of them");
         return Err(LoadError::file(&path, reason));
     }
-    let generation = json(folder, "generation_config.json")?;
+    let generation: Value = optional(folder, "generation_config.json")?.unwrap_or_default();
     let ends = [&generation["eos_token_id"], &config.values["eos_token_id"]];
     let ends = ends.into_iter().find(|ends| !ends.is_null()).map_or(Vec::new(), ids);
     // Whatever the tokenizer puts before a text that is empty.
     let around = tokenizer.encode("", true).map_err(|error| LoadError::file(&path, error))?;
     let begin = around.get_ids().first().copied().filter(|id| !ends.contains(id));
-    Ok(Files { source, end: ends.first().copied(), ends, template: template(folder)?, tokenizer, begin })
+    Ok(Files { source, ends, template: template(folder)?, tokenizer, begin })
 }
 
 /// In a file of its own, or in `tokenizer_config.json`; of several the one that is the default.
 fn template(folder: &Path) -> Result<Option<ChatTemplate>, LoadError> {
-    let settings = json(folder, "tokenizer_config.json")?;
+    let settings: Value = optional(folder, "tokenizer_config.json")?.unwrap_or_default();
     let own = folder.join("chat_template.jinja");
     let source = match (fs::read_to_string(&own), &settings["chat_template"]) {
         (Ok(source), _) => Some(source),
@@ -105,16 +105,6 @@ fn template(folder: &Path) -> Result<Option<ChatTemplate>, LoadError> {
 fn ids(value: &Value) -> Vec<u32> {
     let one = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
     value.as_array().map_or_else(|| one(value).into_iter().collect(), |all| all.iter().filter_map(one).collect())
-}
-
-/// Null where there is no such file.
-fn json(folder: &Path, name: &str) -> Result<Value, LoadError> {
-    let path = folder.join(name);
-    match fs::read(&path) {
-        Ok(text) => serde_json::from_slice(&text).map_err(|error| LoadError::file(&path, error)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
-        Err(error) => Err(LoadError::file(&path, error)),
-    }
 }
 
 /// The file itself, or the only one of a folder.

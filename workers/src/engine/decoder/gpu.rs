@@ -7,14 +7,14 @@ use std::slice::ChunksExact;
 
 use candle_core::{D, Device, Result, Tensor};
 use candle_nn::kv_cache::KvCache;
-use candle_nn::ops::{layer_norm, rms_norm, sigmoid, silu, softmax_last_dim};
+use candle_nn::ops::{layer_norm, rms_norm, sigmoid, softmax_last_dim};
 use candle_nn::rotary_emb::rope;
-use kernels::Activation;
 
 use super::blueprint::{Dense, Experts, Function, Layer, Perceptron, Rotation, Shape, Source};
-use super::model::Input;
+use super::executor::Input;
 use crate::engine::LoadError;
-use crate::engine::encoder::blueprint::{Affine, NormWeights};
+use crate::engine::activate::activate;
+use crate::engine::layers::{Affine, NormWeights};
 
 /// Tokens a cache has room for at first, and by which it grows.
 const CACHE_TOKENS: usize = 256;
@@ -236,10 +236,10 @@ impl Dense<Linear> {
             Ok([half(0)?, half(width)?])
         };
         let inner = match self.function {
-            Function::Plain(activation) => activated(&wide, activation)?,
+            Function::Plain(activation) => activate(activation, &wide)?,
             Function::Gated(activation) => {
                 let [gates, values] = halves()?;
-                (activated(&gates, activation)? * values)?
+                (activate(activation, &gates)? * values)?
             }
             Function::Clamped { alpha, limit } => {
                 let [gates, values] = halves()?;
@@ -311,17 +311,6 @@ impl Norm {
 
 fn normed(rows: Tensor, norm: Option<&Norm>) -> Result<Tensor> {
     norm.map_or(Ok(rows.clone()), |norm| norm.apply(&rows))
-}
-
-fn activated(rows: &Tensor, activation: Activation) -> Result<Tensor> {
-    match activation {
-        Activation::None => Ok(rows.clone()),
-        Activation::Gelu => rows.gelu_erf(),
-        Activation::GeluTanh => rows.gelu(),
-        Activation::Silu => silu(rows),
-        Activation::Relu => rows.relu(),
-        Activation::Tanh => rows.tanh(),
-    }
 }
 
 fn capped(scores: Tensor, cap: Option<f32>) -> Result<Tensor> {

@@ -8,13 +8,14 @@
 mod blocks;
 mod blueprint;
 mod cpu;
+mod executor;
 mod family;
 mod files;
-mod ggml;
 mod gpu;
-mod model;
 mod rotation;
 mod running;
+
+pub use self::files::weights as weight_files;
 
 use std::collections::{HashSet, VecDeque};
 use std::path::Path;
@@ -22,14 +23,14 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use kernels::{BLOCK, Pages};
-use schemas::registry::Model;
+use schemas::registry::{Dtype, Model};
 
 use self::blocks::{Blocks, Name};
 use self::cpu::Cpu;
+use self::executor::{Executor, Input};
 use self::files::Files;
-pub use self::files::weights as weight_files;
 use self::gpu::Gpu;
-use self::model::{Executor, Input};
+
 use self::running::Running;
 use super::sampling::log_probability;
 use super::text::Text;
@@ -55,14 +56,15 @@ pub struct Decoder {
 impl Decoder {
     /// Loads a GGUF file, or a folder in the layout of the Hugging Face hub.
     pub fn load(path: &Path, model: &Model, device: &Device) -> Result<(Arc<Text>, Self), LoadError> {
-        let mut files = Files::read(path)?;
-        let (shape, ends) = (files.source.shape.clone(), std::mem::take(&mut files.ends));
+        let files = Files::read(path)?;
+        let shape = &files.source.shape;
         let of_block = files.source.layers.len() * Pages::block_bytes(shape.key_heads, shape.head_size);
         let count = ((model.limits.kv_cache_mebibytes << 20) / of_block).max(1);
         let context = model.limits.prompt_tokens.unwrap_or(usize::MAX).min(shape.context).min(count * BLOCK);
-        let (source, text) = files.take(context);
+        let (source, text, ends) = files.take(context);
         let executor = match device.is_cpu() {
             true => Executor::Cpu(Box::new(Cpu::new(source, model.dtype, count)?)),
+            false if model.dtype == Dtype::Int8 => return Err(LoadError::NeedsCpu(model.dtype)),
             false => Executor::Gpu(Box::new(Gpu::new(source, device)?)),
         };
         if let Executor::Cpu(cpu) = &executor {
@@ -87,15 +89,21 @@ impl Decoder {
 
     /// Reads tokens and shows the logits after each of them.
     pub fn read(&mut self, tokens: &[u32], mut each: impl FnMut(usize, &[f32])) -> Result<(), StepError> {
-        let mut blocks = Vec::new();
-        blocks.extend((0..tokens.len().div_ceil(BLOCK)).map_while(|_| self.blocks.take()));
-        for (start, tokens) in (0..).step_by(BLOCK).zip(tokens.chunks(BLOCK)) {
-            let input = Input { tokens, start, blocks: &blocks, wanted: tokens.len() };
-            let logits = self.executor.forward(&[input])?;
-            (start..).zip(logits).for_each(|(at, logits)| each(at, logits));
-        }
+        let needed = tokens.len().div_ceil(BLOCK);
+        let blocks: Vec<u32> = (0..needed).map_while(|_| self.blocks.take()).collect();
+        let mut read = || {
+            if blocks.len() < needed {
+                return Err(StepError(format!("{} tokens are more than there is room for", tokens.len())));
+            }
+            for (start, tokens) in (0..).step_by(BLOCK).zip(tokens.chunks(BLOCK)) {
+                let input = Input { tokens, start, blocks: &blocks, wanted: tokens.len() };
+                (start..).zip(self.executor.forward(&[input])?).for_each(|(at, logits)| each(at, logits));
+            }
+            Ok(())
+        };
+        let done = read();
         self.blocks.let_go(&blocks);
-        Ok(())
+        done
     }
 
     fn new(executor: Executor, blocks: Blocks, text: Arc<Text>, ends: Vec<u32>, batch: usize) -> Self {
@@ -181,9 +189,7 @@ impl Decoder {
         }
         true
     }
-}
 
-impl Decoder {
     /// Takes a sequence out of the batch.
     fn end(&mut self, id: SequenceId) {
         if let Some(index) = self.running.iter().position(|running| running.id == id) {
@@ -216,9 +222,13 @@ impl Engine for Decoder {
             let Some(logits) = running.read(count, &mut logits) else { continue };
             let mut output = running.resumed_at_end(&self.ends, &self.text);
             if output.is_none() {
-                let token = running.draw(logits);
-                self.made.push((running.id, token));
-                output = running.output(&self.ends, &self.text);
+                output = match running.draw(logits) {
+                    Some(token) => {
+                        self.made.push((running.id, token));
+                        running.output(&self.ends, &self.text)
+                    }
+                    None => Some(running.cut(&self.text)),
+                };
             }
             if let Some(output) = output {
                 ended.push(running.id);

@@ -3,7 +3,7 @@
 use kernels::BLOCK;
 
 use super::blocks::{Blocks, Name, name_after};
-use super::model::Input;
+use super::executor::Input;
 use crate::engine::grammar::Progress;
 use crate::engine::sampling::{logprobs, sample};
 use crate::engine::text::Text;
@@ -105,15 +105,18 @@ impl Running {
         last
     }
 
-    /// Appends a token.
-    pub fn draw(&mut self, logits: &[f32]) -> u32 {
-        let allowed = self.progress.as_mut().and_then(Progress::allowed);
+    /// Appends a token, unless its grammar cannot say which.
+    pub fn draw(&mut self, logits: &[f32]) -> Option<u32> {
+        let allowed = match &mut self.progress {
+            Some(progress) => Some(progress.allowed()?),
+            None => None,
+        };
         let generated = &self.tokens[self.prompt_tokens..];
         let token = sample(logits, &self.params, generated, self.tokens.len(), allowed.as_ref());
         self.progress.iter_mut().for_each(|progress| progress.take(token));
         self.remember(logits, token);
         self.tokens.push(token);
-        token
+        Some(token)
     }
 
     fn remember(&mut self, logits: &[f32], token: u32) {
@@ -129,18 +132,22 @@ impl Running {
 
     /// The output, where its last token ends it.
     pub fn output(&mut self, ends: &[u32], text: &Text) -> Option<Output> {
-        let generated = &self.tokens[self.prompt_tokens..];
-        let completion_tokens = generated.len();
-        let (text, finish_reason) = self.end(generated, ends, text)?;
-        Some(Output::Completion {
-            text,
-            completion_tokens,
-            finish_reason,
-            logprobs: std::mem::take(&mut self.logprobs),
-        })
+        let (text, finish_reason) = self.end(ends, text)?;
+        Some(self.completion(text, finish_reason))
     }
 
-    fn end(&self, generated: &[u32], ends: &[u32], text: &Text) -> Option<(String, FinishReason)> {
+    /// The output as far as it has come.
+    pub fn cut(&mut self, text: &Text) -> Output {
+        self.completion(text.decode(&self.tokens[self.prompt_tokens..]), FinishReason::Length)
+    }
+
+    fn completion(&mut self, text: String, finish_reason: FinishReason) -> Output {
+        let completion_tokens = self.tokens.len() - self.prompt_tokens;
+        Output::Completion { text, completion_tokens, finish_reason, logprobs: std::mem::take(&mut self.logprobs) }
+    }
+
+    fn end(&self, ends: &[u32], text: &Text) -> Option<(String, FinishReason)> {
+        let generated = &self.tokens[self.prompt_tokens..];
         if let Some((last, before)) = generated.split_last()
             && ends.contains(last)
         {

@@ -10,7 +10,7 @@ use tokenizers::Tokenizer;
 use super::*;
 use crate::engine::decoder::blueprint::{Dense, Function, Layer, Layers, Perceptron, Rotation, Shape, Source};
 use crate::engine::decoder::rotation::Scaling;
-use crate::engine::encoder::blueprint::{Affine, NormWeights};
+use crate::engine::layers::{Affine, NormWeights};
 use crate::engine::{FinishReason, Goal, Logprobs, SamplingParams};
 
 const VOCABULARY: usize = 64;
@@ -139,13 +139,7 @@ fn logprobs_are_the_same_for_a_text_that_is_taken_over() {
     if let Goal::Generate(params) = &mut whole.goal {
         params.logprobs = Some(3);
     }
-    decoder.add(SequenceId(1), whole.clone().into());
-    let mut tokens = Vec::new();
-    while !decoder.is_idle() {
-        decoder.step().unwrap();
-        tokens.extend(decoder.made().into_iter().map(|(_, token)| token));
-    }
-    let expected = decoder.finished().remove(0).1;
+    let (tokens, expected) = run_whole(&mut decoder, &whole);
     let Output::Completion { logprobs, .. } = &expected else { panic!("a decoder generates") };
     assert_eq!(logprobs.iter().map(|one| one.token).collect::<Vec<_>>(), tokens);
     assert!(logprobs.iter().all(|one| one.top.len() == 3 && one.top[0].1 >= one.logprob));
@@ -157,6 +151,12 @@ fn logprobs_are_the_same_for_a_text_that_is_taken_over() {
         assert_eq!(again.len(), 12);
         assert!(!again.iter().zip(logprobs).any(|(a, b)| apart(a, b)), "after {made}: {again:?} and {logprobs:?}");
     }
+}
+
+/// The tokens that are made of one sequence, and its output.
+fn run_whole(decoder: &mut Decoder, sequence: &Sequence) -> (Vec<u32>, Output) {
+    let output = run(decoder, std::slice::from_ref(sequence)).remove(0);
+    (decoder.made().into_iter().map(|(_, token)| token).collect(), output)
 }
 
 fn letters(output: &Output) -> &str {
@@ -251,13 +251,7 @@ fn a_text_that_is_taken_over_ends_as_it_would_have() {
         if let Goal::Generate(params) = &mut whole.goal {
             params.temperature = temperature;
         }
-        decoder.add(SequenceId(1), whole.clone().into());
-        let mut tokens = Vec::new();
-        while !decoder.is_idle() {
-            decoder.step().unwrap();
-            tokens.extend(decoder.made().into_iter().map(|(_, token)| token));
-        }
-        let expected = decoder.finished().remove(0).1;
+        let (tokens, expected) = run_whole(&mut decoder, &whole);
         for made in 0..=tokens.len() {
             let taken_over = Sequence { made: tokens[..made].to_vec(), ..whole.clone() };
             decoder.add(SequenceId(2), taken_over.into());

@@ -6,21 +6,6 @@ use std::sync::Arc;
 
 use kernels::Activation;
 
-/// Of a linear layer, `[outputs, inputs]`.
-#[derive(Clone, Debug)]
-pub struct Affine {
-    pub weight: Vec<f32>,
-    pub bias: Option<Vec<f32>>,
-    pub inputs: usize,
-}
-
-/// Of a norm.
-#[derive(Clone, Debug)]
-pub enum NormWeights {
-    Layer { weight: Vec<f32>, bias: Option<Vec<f32>>, epsilon: f32 },
-    Rms { weight: Vec<f32>, epsilon: f32 },
-}
-
 /// What all layers of a model share.
 #[derive(Clone, Debug)]
 pub struct Shape {

@@ -18,10 +18,11 @@ use schemas::registry::Dtype;
 
 use self::pass::{Pass, Workspace};
 use super::Input;
-use super::blueprint::{Affine, Embedding, Head, Layer, NormWeights};
+use super::blueprint::{Embedding, Head, Layer};
 use super::family::Model;
 use super::pooling::pool;
 use crate::engine::LoadError;
+use crate::engine::layers::{Affine, NormWeights};
 use crate::engine::weights::{Weights, exact, norm};
 
 /// Tokens of a chunk: its activations fit in a second-level cache of 1 to 2 MiB.

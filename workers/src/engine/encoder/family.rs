@@ -7,8 +7,9 @@ mod qwen3;
 
 use std::path::Path;
 
-use super::blueprint::{Affine, Embedding, Layer, NormWeights, Shape, Step};
+use super::blueprint::{Embedding, Layer, Shape, Step};
 use crate::engine::LoadError;
+use crate::engine::layers::{Affine, NormWeights};
 use crate::engine::model_config::Config;
 use crate::engine::tensors::Tensors;
 use kernels::Activation;

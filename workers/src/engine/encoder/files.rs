@@ -2,19 +2,18 @@
 //! sentence-transformers does after the model.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 use kernels::Activation;
 use schemas::registry;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use super::blueprint::{Affine, Head, NormWeights, Pooling, Step};
+use super::blueprint::{Head, Pooling, Step};
 use super::family::Model;
-use crate::engine::model_config::Config;
+use crate::engine::layers::{Affine, NormWeights};
+use crate::engine::model_config::{Config, optional, required};
 use crate::engine::tensors::Tensors;
 use crate::engine::{Classes, LoadError, Prompts, Scale};
 
@@ -204,17 +203,4 @@ fn dense(path: &Path, config: &Value, width: usize) -> Result<(Step<Affine, Norm
     let weight = weights.matrix("linear.weight", [outputs, width])?;
     let bias = weights.has("linear.bias").then(|| weights.vector("linear.bias", outputs)).transpose()?;
     Ok((Step::Linear(Affine { weight, bias, inputs: width }, activation), outputs))
-}
-
-fn required<T: DeserializeOwned>(folder: &Path, name: &str) -> Result<T, LoadError> {
-    optional(folder, name)?.ok_or_else(|| LoadError::file(&folder.join(name), "is missing"))
-}
-
-fn optional<T: DeserializeOwned>(folder: &Path, name: &str) -> Result<Option<T>, LoadError> {
-    let path = folder.join(name);
-    match fs::read(&path) {
-        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| LoadError::file(&path, error)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(LoadError::file(&path, error)),
-    }
 }

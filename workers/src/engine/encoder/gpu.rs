@@ -9,7 +9,7 @@ mod rowwise;
 use std::collections::HashMap;
 
 use candle_core::{D, DType, Device, Result, Tensor};
-use candle_nn::ops::{layer_norm, rms_norm, silu};
+use candle_nn::ops::{layer_norm, rms_norm};
 use kernels::{Activation, Level, Linear};
 
 use self::attention::Attention;
@@ -17,10 +17,12 @@ use self::packed::{Packed, Pool};
 #[cfg(feature = "cuda")]
 use self::rowwise::{Activate, Sum};
 use super::Input;
-use super::blueprint::{Affine, Head, Layer, NormWeights, Shape};
+use super::blueprint::{Head, Layer, Shape};
 use super::family::Model;
 use super::pooling::finish;
 use crate::engine::LoadError;
+use crate::engine::activate::activate;
+use crate::engine::layers::{Affine, NormWeights};
 use crate::engine::weights::{exact, norm};
 
 /// Values of the largest head that the kernels have room for.
@@ -273,17 +275,6 @@ impl Norm {
 
 fn applied(norm: &Option<Norm>, rows: &Tensor) -> Result<Tensor> {
     norm.as_ref().map_or_else(|| Ok(rows.clone()), |norm| norm.apply(rows))
-}
-
-fn activate(activation: Activation, rows: &Tensor) -> Result<Tensor> {
-    match activation {
-        Activation::None => Ok(rows.clone()),
-        Activation::Gelu => rows.gelu_erf(),
-        Activation::GeluTanh => rows.gelu(),
-        Activation::Silu => silu(rows),
-        Activation::Relu => rows.relu(),
-        Activation::Tanh => rows.tanh(),
-    }
 }
 
 /// Heads with their halves turned.

@@ -2,9 +2,10 @@
 
 use crate::engine::LoadError;
 use crate::engine::decoder::blueprint::{Dense, Experts, Function};
-use crate::engine::encoder::blueprint::Affine;
+use crate::engine::layers::Affine;
+use crate::engine::layers::{affine, join};
 use crate::engine::model_config::Config;
-use crate::engine::tensors::{Tensors, affine, join};
+use crate::engine::tensors::Tensors;
 
 /// The sixteen values of MXFP4 (Open Compute Project, 2023).
 const FP4: [f32; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];

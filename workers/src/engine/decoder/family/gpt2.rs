@@ -6,9 +6,10 @@ use kernels::Activation;
 
 use crate::engine::LoadError;
 use crate::engine::decoder::blueprint::{Dense, Function, Layer, Layers, Perceptron, Shape, Source};
-use crate::engine::encoder::blueprint::{Affine, NormWeights};
+use crate::engine::layers::layer_norm;
+use crate::engine::layers::{Affine, NormWeights};
 use crate::engine::model_config::Config;
-use crate::engine::tensors::{Tensors, layer_norm};
+use crate::engine::tensors::Tensors;
 
 pub fn read(config: &Config, tensors: Tensors) -> Result<Source, LoadError> {
     if config.flag_or("scale_attn_by_inverse_layer_idx", false) {

@@ -8,9 +8,10 @@ use super::experts;
 use crate::engine::LoadError;
 use crate::engine::decoder::blueprint::{Function, Layer, Layers, Perceptron, Rotation, Shape, Source};
 use crate::engine::decoder::rotation::Scaling;
-use crate::engine::encoder::blueprint::{Affine, NormWeights};
+use crate::engine::layers::{Affine, NormWeights};
+use crate::engine::layers::{affine, join};
 use crate::engine::model_config::Config;
-use crate::engine::tensors::{Tensors, affine, join};
+use crate::engine::tensors::Tensors;
 
 pub fn read(name: &str, config: &Config, tensors: Tensors) -> Result<Source, LoadError> {
     let (hidden, heads) = (config.count("hidden_size")?, config.count("num_attention_heads")?);

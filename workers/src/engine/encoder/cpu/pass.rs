@@ -169,7 +169,7 @@ impl Shared<'_> {
             }
             None => &*part.hidden,
         };
-        layer.parts.projection.forward(level, input, part.projected, Activation::None, quantized);
+        layer.parts.projection.forward(None, level, input, part.projected, Activation::None, quantized);
         if layer.parts.head_norms.is_none() && layer.rotary.is_none() {
             return;
         }
@@ -206,7 +206,7 @@ impl Shared<'_> {
             attention.forward(self.model.level, sequence, queries, to, scratch);
         }
         narrow.resize(part.hidden.len());
-        parts.output.forward(self.model.level, attended, narrow, Activation::None, quantized);
+        parts.output.forward(None, self.model.level, attended, narrow, Activation::None, quantized);
         self.add(&parts.output_norm, part.hidden, narrow);
     }
 
@@ -227,17 +227,17 @@ impl Shared<'_> {
         wide.resize(rows * width);
         let inner = match parts.gated {
             true => {
-                parts.up.forward(level, input, wide, Activation::None, quantized);
+                parts.up.forward(None, level, input, wide, Activation::None, quantized);
                 gated.resize(rows * width / 2);
                 gate(level, wide, gated, width / 2, parts.activation);
                 &**gated
             }
             false => {
-                parts.up.forward(level, input, wide, parts.activation, quantized);
+                parts.up.forward(None, level, input, wide, parts.activation, quantized);
                 &**wide
             }
         };
-        parts.down.forward(level, inner, narrow, Activation::None, quantized);
+        parts.down.forward(None, level, inner, narrow, Activation::None, quantized);
         self.add(&parts.down_norm, part.hidden, narrow);
     }
 

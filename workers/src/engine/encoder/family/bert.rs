@@ -7,9 +7,11 @@ use kernels::Activation;
 
 use super::{Classifier, Family, labels};
 use crate::engine::LoadError;
-use crate::engine::encoder::blueprint::{Affine, Embedding, Head, Layer, NormWeights, Pooling, Shape, Step};
+use crate::engine::encoder::blueprint::{Embedding, Head, Layer, Pooling, Shape, Step};
+use crate::engine::layers::{Affine, NormWeights};
+use crate::engine::layers::{affine, join, layer_norm};
 use crate::engine::model_config::Config;
-use crate::engine::tensors::{Tensors, affine, join, layer_norm};
+use crate::engine::tensors::Tensors;
 
 pub struct Bert {
     names: &'static Names,

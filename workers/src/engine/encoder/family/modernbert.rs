@@ -6,9 +6,11 @@ use serde_json::Value;
 
 use super::{Classifier, Family, labels};
 use crate::engine::LoadError;
-use crate::engine::encoder::blueprint::{Affine, Embedding, Head, Layer, NormWeights, Pooling, Shape, Step};
+use crate::engine::encoder::blueprint::{Embedding, Head, Layer, Pooling, Shape, Step};
+use crate::engine::layers::{Affine, NormWeights};
+use crate::engine::layers::{affine, layer_norm};
 use crate::engine::model_config::Config;
-use crate::engine::tensors::{Tensors, affine, layer_norm};
+use crate::engine::tensors::Tensors;
 
 pub struct ModernBert {
     vocabulary: usize,

@@ -5,9 +5,11 @@ use serde_json::Value;
 
 use super::{Classifier, Family, labels};
 use crate::engine::LoadError;
-use crate::engine::encoder::blueprint::{Affine, Embedding, Head, Layer, NormWeights, Pooling, Shape};
+use crate::engine::encoder::blueprint::{Embedding, Head, Layer, Pooling, Shape};
+use crate::engine::layers::{Affine, NormWeights};
+use crate::engine::layers::{affine, join};
 use crate::engine::model_config::Config;
-use crate::engine::tensors::{Tensors, affine, join};
+use crate::engine::tensors::Tensors;
 
 pub struct Qwen3 {
     vocabulary: usize,

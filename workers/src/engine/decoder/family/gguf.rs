@@ -3,12 +3,12 @@
 
 use kernels::Activation;
 
-use super::blueprint::{Dense, Function, Layer, Layers, Perceptron, Rotation, Shape, Source};
-use super::rotation::Scaling;
 use crate::engine::LoadError;
-use crate::engine::encoder::blueprint::{Affine, NormWeights};
+use crate::engine::decoder::blueprint::{Dense, Function, Layer, Layers, Perceptron, Rotation, Shape, Source};
+use crate::engine::decoder::rotation::Scaling;
 use crate::engine::gguf::Gguf;
-use crate::engine::tensors::join;
+use crate::engine::layers::join;
+use crate::engine::layers::{Affine, NormWeights};
 
 const ARCHITECTURES: [&str; 4] = ["gpt2", "llama", "qwen2", "qwen3"];
 

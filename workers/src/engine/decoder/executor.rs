@@ -1,4 +1,4 @@
-//! What executors share: what they are asked.
+//! What runs a model, and what it is asked.
 
 use std::slice::ChunksExact;
 
