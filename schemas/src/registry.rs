@@ -350,11 +350,10 @@ impl Model {
         }
         let has_dtype = match self.task {
             Task::Echo => self.dtype == Dtype::F32,
-            Task::Generate => matches!(self.dtype, Dtype::F32 | Dtype::Int8),
-            Task::Embed | Task::Classify | Task::Rerank => true,
+            Task::Embed | Task::Classify | Task::Rerank | Task::Generate => true,
         };
         if !has_dtype {
-            let reason = "must be \"f32\", or \"int8\" for a model that generates; other types are for encoders";
+            let reason = "must be \"f32\" for the task \"echo\"; other types are for models";
             return Err(self.invalid("dtype", reason.into()));
         }
         self.check_limits()

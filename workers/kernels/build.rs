@@ -5,7 +5,7 @@ fn main() {
     {
         let folder = std::env::var("OUT_DIR").expect("cargo tells where to write");
         let built = cudaforge::KernelBuilder::new()
-            .source_files(["src/cuda/encoder.cu"])
+            .source_files(["src/cuda/encoder.cu", "src/cuda/decoder.cu"])
             .out_dir(folder)
             .arg("-std=c++17")
             .arg("-O3")

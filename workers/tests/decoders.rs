@@ -1,4 +1,5 @@
-//! Every family of decoders against transformers, on the tiny models that `tests/golden/decoders/make.py` made.
+//! Every family of decoders against transformers, on the tiny models that `tests/golden/decoders/make.py` made; on a GPU, where the
+//! tests are built for one.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,7 +32,10 @@ fn formats(folder: &Path) -> impl Iterator<Item = PathBuf> {
 fn load(path: &Path, dtype: &str) -> Decoder {
     let lines = format!("name = \"m\"\ntask = \"generate\"\nsource = \"m\"\ndtype = \"{dtype}\"");
     let registry = Registry::parse(&format!("[[models]]\n{lines}\nlimits.kv_cache_mebibytes = 1")).unwrap();
+    #[cfg(not(feature = "cuda"))]
     let loaded = Decoder::load_on_processor(path, &registry.models[0]);
+    #[cfg(feature = "cuda")]
+    let loaded = Decoder::load_on_gpu(path, &registry.models[0]);
     loaded.unwrap_or_else(|error| panic!("{}: {error}", path.display())).1
 }
 

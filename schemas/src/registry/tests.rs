@@ -155,8 +155,8 @@ fn an_unknown_model_is_refused_with_the_known_ones() {
 }
 
 #[test]
-fn types_and_prompts_are_those_of_encoders() {
-    assert_refused(echo("dtype = \"int8\""), "dtype", "other types are for encoders");
+fn types_and_prompts_are_those_of_models() {
+    assert_refused(echo("dtype = \"int8\""), "dtype", "other types are for models");
     let lines = "source = \"m\"\ndtype = \"int8\"\nprompts.query = \"query: \"\ndefault_prompt_name = \"query\"";
     let registry = embed(lines).unwrap();
     assert_eq!(registry.models[0].dtype, Dtype::Int8);

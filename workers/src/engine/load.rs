@@ -40,7 +40,7 @@ pub enum LoadError {
     Threads(rayon::ThreadPoolBuildError),
     #[error("dtype {0:?} needs a GPU; on a processor models compute in f32 or int8")]
     NeedsGpu(Dtype),
-    #[error("dtype {0:?} is for processors; on a GPU encoders compute in f32, f16 or bf16, decoders in f32")]
+    #[error("dtype {0:?} is for processors; on a GPU models compute in f32, f16 or bf16")]
     NeedsCpu(Dtype),
     #[error("no GPU can be used: {0}")]
     Device(candle_core::Error),

@@ -3,9 +3,7 @@
 // Attention is computed as in FlashAttention-2 (Dao, 2023): scores of a tile of queries with one block of keys after the
 // other stay in registers, and sums are scaled as their greatest score becomes known.
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <stdint.h>
+#include "common.cuh"
 
 // Queries of a tile: 16 for each of 4 warps. Keys of a block.
 #define QUERIES 64
@@ -50,13 +48,6 @@ struct Sight {
         return window < 0 ? end : min(end, last + window);
     }
 };
-
-__device__ inline float to_float(float value) { return value; }
-__device__ inline float to_float(__half value) { return __half2float(value); }
-__device__ inline float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
-__device__ inline void store(float *to, float value) { *to = value; }
-__device__ inline void store(__half *to, float value) { *to = __float2half(value); }
-__device__ inline void store(__nv_bfloat16 *to, float value) { *to = __float2bfloat16(value); }
 
 template <typename T> __device__ inline uint32_t pair(float low, float high);
 template <> __device__ inline uint32_t pair<__half>(float low, float high) {
@@ -271,17 +262,6 @@ __device__ void pool(const T *rows, float *output, const uint32_t *offsets, int 
 template <typename T> struct __align__(2 * sizeof(T)) Two {
     T low, high;
 };
-
-__device__ inline float activated(float x, int activation) {
-    switch (activation) {
-    case 1: return 0.5f * x * (1 + erff(x * 0.70710678f));
-    case 2: return 0.5f * x * (1 + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
-    case 3: return x / (1 + expf(-x));
-    case 4: return fmaxf(x, 0);
-    case 5: return tanhf(x);
-    default: return x;
-    }
-}
 
 // `f(x + bias)` of each row; where it is gated, times the other half of the row.
 template <typename T>

@@ -11,6 +11,7 @@ mod cpu;
 mod executor;
 mod family;
 mod files;
+#[cfg(feature = "cuda")]
 mod gpu;
 mod rotation;
 mod running;
@@ -22,15 +23,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::Device;
-use kernels::{BLOCK, Pages};
-use schemas::registry::{Dtype, Model};
+use kernels::BLOCK;
+use schemas::registry::Model;
 
 use self::blocks::{Blocks, Name};
-use self::cpu::Cpu;
-use self::executor::{Executor, Input};
+use self::executor::{Executor, Input, block_bytes};
 use self::files::Files;
-use self::gpu::Gpu;
-
 use self::running::Running;
 use super::sampling::log_probability;
 use super::text::Text;
@@ -58,18 +56,11 @@ impl Decoder {
     pub fn load(path: &Path, model: &Model, device: &Device) -> Result<(Arc<Text>, Self), LoadError> {
         let files = Files::read(path)?;
         let shape = &files.source.shape;
-        let of_block = files.source.layers.len() * Pages::block_bytes(shape.key_heads, shape.head_size);
+        let of_block = files.source.layers.len() * block_bytes(shape, model.dtype, device)?;
         let count = ((model.limits.kv_cache_mebibytes << 20) / of_block).max(1);
         let context = model.limits.prompt_tokens.unwrap_or(usize::MAX).min(shape.context).min(count * BLOCK);
         let (source, text, ends) = files.take(context);
-        let executor = match device.is_cpu() {
-            true => Executor::Cpu(Box::new(Cpu::new(source, model.dtype, count)?)),
-            false if model.dtype == Dtype::Int8 => return Err(LoadError::NeedsCpu(model.dtype)),
-            false => Executor::Gpu(Box::new(Gpu::new(source, device)?)),
-        };
-        if let Executor::Cpu(cpu) = &executor {
-            tracing::info!(level = cpu.level().name(), blocks = count, "decoder is ready");
-        }
+        let executor = Executor::new(source, model.dtype, count, device)?;
         let text = Arc::new(text);
         Ok((Arc::clone(&text), Self::new(executor, Blocks::new(count), text, ends, model.limits.batch)))
     }
@@ -77,6 +68,12 @@ impl Decoder {
     /// Loads it for the processor, whatever devices there are.
     pub fn load_on_processor(path: &Path, model: &Model) -> Result<(Arc<Text>, Self), LoadError> {
         Self::load(path, model, &Device::Cpu)
+    }
+
+    /// Loads it for the first GPU.
+    #[cfg(feature = "cuda")]
+    pub fn load_on_gpu(path: &Path, model: &Model) -> Result<(Arc<Text>, Self), LoadError> {
+        Self::load(path, model, &Device::new_cuda(0).map_err(LoadError::Device)?)
     }
 
     /// The logarithms of the probabilities that the model gives to each token but the first, after those before it.
@@ -131,14 +128,12 @@ impl Decoder {
             && let Some((id, sequence)) = self.waiting.pop_front()
         {
             let mut running = Running::new(id, &sequence);
-            if self.executor.shares() {
-                running.share(&mut self.blocks);
-                // What another computes right now is waited for.
-                if running.names.get(running.blocks.len()).is_some_and(|name| coming.contains(name)) {
-                    self.blocks.let_go(&running.blocks);
-                    later.push_back((id, sequence));
-                    continue;
-                }
+            running.share(&mut self.blocks);
+            // What another computes right now is waited for.
+            if running.names.get(running.blocks.len()).is_some_and(|name| coming.contains(name)) {
+                self.blocks.let_go(&running.blocks);
+                later.push_back((id, sequence));
+                continue;
             }
             let needed = running.tokens.len().div_ceil(BLOCK) - running.blocks.len();
             // One more for each that runs, so that they do not take blocks from each other at once.
@@ -235,9 +230,7 @@ impl Engine for Decoder {
                 self.finished.push((running.id, output));
             }
         }
-        if self.executor.shares() {
-            self.running.iter_mut().for_each(|running| running.tell(&mut self.blocks));
-        }
+        self.running.iter_mut().for_each(|running| running.tell(&mut self.blocks));
         ended.into_iter().for_each(|id| self.end(id));
         Ok(())
     }

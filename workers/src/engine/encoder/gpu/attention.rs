@@ -104,7 +104,7 @@ impl CustomOp3 for Attention<'_> {
     ) -> Result<(candle_core::CudaStorage, Dimensions)> {
         let Shape { heads, kv_heads, size, causal, .. } = *self.shape;
         let (window, bias, tiles) = (self.window, self.bias, &self.packed.tiles);
-        let kernel = kernels::cuda::Attention { heads, kv_heads, size, causal, window, bias, tiles };
+        let kernel = kernels::cuda::encoder::Attention { heads, kv_heads, size, causal, window, bias, tiles };
         kernel.forward([(queries, query_layout), (keys, key_layout), (values, value_layout)])
     }
 }

@@ -8,7 +8,7 @@ use crate::engine::encoder::blueprint::Pooling;
 
 /// Queries that a block of threads computes.
 #[cfg(feature = "cuda")]
-use kernels::cuda::TILE;
+use kernels::cuda::encoder::TILE;
 #[cfg(not(feature = "cuda"))]
 const TILE: usize = 64;
 
@@ -87,6 +87,6 @@ impl CustomOp1 for Pool<'_> {
             Pooling::Last => 5,
         };
         let kinds: Vec<i32> = self.poolings.iter().map(kind).collect();
-        kernels::cuda::pool(&self.packed.on_device, &kinds, (storage, layout))
+        kernels::cuda::encoder::pool(&self.packed.on_device, &kinds, (storage, layout))
     }
 }

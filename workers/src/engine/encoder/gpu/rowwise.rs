@@ -1,7 +1,8 @@
 //! What is said of rows one by one, in one pass over them, as operations of candle's on a GPU.
 
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
-use kernels::{Activation, cuda};
+use kernels::Activation;
+use kernels::cuda::encoder as cuda;
 
 /// `f(x + bias)`; where it is gated, times `x + bias` of the other half.
 pub struct Activate<'a> {
@@ -31,7 +32,7 @@ pub struct Sum<'a> {
 }
 
 impl Sum<'_> {
-    fn norm(&self) -> Option<cuda::Norm<'_>> {
+    fn norm(&self) -> Option<kernels::cuda::Norm<'_>> {
         self.norm.map(super::Norm::kernel)
     }
 }

@@ -1,0 +1,25 @@
+// What kernels of encoders and decoders share.
+
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <stdint.h>
+
+__device__ inline float to_float(float value) { return value; }
+__device__ inline float to_float(__half value) { return __half2float(value); }
+__device__ inline float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
+__device__ inline void store(float *to, float value) { *to = value; }
+__device__ inline void store(__half *to, float value) { *to = __float2half(value); }
+__device__ inline void store(__nv_bfloat16 *to, float value) { *to = __float2bfloat16(value); }
+
+// As `cuda.rs` numbers them.
+__device__ inline float activated(float x, int activation) {
+    switch (activation) {
+    case 1: return 0.5f * x * (1 + erff(x * 0.70710678f));
+    case 2: return 0.5f * x * (1 + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
+    case 3: return x / (1 + expf(-x));
+    case 4: return fmaxf(x, 0);
+    case 5: return tanhf(x);
+    default: return x;
+    }
+}

@@ -1,0 +1,386 @@
+//! Decoders on a GPU: launches the kernels of `decoder.cu`, which stand beside candle's matrix products.
+
+use candle_core::backend::{BackendDevice, BackendStorage};
+use candle_core::cuda_backend::cudarc::driver::{DevicePtr, LaunchConfig, PushKernelArg};
+use candle_core::cuda_backend::{CudaDType, WrapErr};
+use candle_core::op::BackpropOp;
+use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, Shape, Storage, Tensor};
+use half::{bf16, f16};
+
+use super::{NULL, Norm, THREADS, number, unsupported};
+use crate::{Activation, BLOCK};
+
+const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/decoder.ptx"));
+const MODULE: &str = "inferq_decoder";
+const WARPS: usize = THREADS as usize / 32;
+/// Of a thread block that takes a row.
+const ROW_THREADS: u32 = 256;
+/// Thread blocks that keep a GPU busy, and the fewest blocks of keys for each.
+const BUSY: usize = 1024;
+const SHARE_BLOCKS_MIN: usize = 4;
+/// What heads are padded to in the loops of attention; nothing larger is computed.
+const SIZES: [usize; 3] = [64, 128, 256];
+
+/// Some tokens of a sequence.
+#[derive(Debug)]
+pub struct Span<'a> {
+    pub tokens: &'a [u32],
+    /// The sequence's tokens before these.
+    pub start: usize,
+    /// The sequence's blocks, from its first token on.
+    pub blocks: &'a [u32],
+}
+
+/// How a model attends.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads {
+    pub heads: usize,
+    /// Of keys and values.
+    pub key_heads: usize,
+    /// Values of a head.
+    pub size: usize,
+    pub scale: f32,
+    /// What no score can exceed, by tanh.
+    pub cap: Option<f32>,
+}
+
+/// What a step computes, as the kernels are told of it.
+#[derive(Debug)]
+pub struct Plan {
+    /// Tokens, their positions, the slots of their keys, tiles of four numbers, then the sequences' blocks.
+    numbers: Tensor,
+    rows: usize,
+    tiles: usize,
+    /// Thread blocks that share a tile's keys.
+    shares: usize,
+    /// Rows of a warp.
+    own: usize,
+}
+
+/// Keys and values of a layer.
+#[derive(Debug)]
+pub struct Pages {
+    keys: Tensor,
+    values: Tensor,
+}
+
+/// What is done with each of a layer's heads before it is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Turn<'a> {
+    pub bias: Option<&'a Tensor>,
+    pub norms: Option<[Norm<'a>; 2]>,
+    /// Cosines and sines of each position.
+    pub angles: Option<&'a [Tensor; 2]>,
+}
+
+/// How wide a layer sees.
+#[derive(Clone, Copy, Debug)]
+pub struct Sight<'a> {
+    pub window: Option<usize>,
+    pub sinks: Option<&'a Tensor>,
+}
+
+/// What is done between going up and coming down.
+#[derive(Clone, Copy, Debug)]
+pub enum Function {
+    Plain(Activation),
+    /// f(gate) · value
+    Gated(Activation),
+    /// gate · sigmoid(alpha · gate) · (value + 1), neither larger than the limit.
+    Clamped {
+        alpha: f32,
+        limit: f32,
+    },
+}
+
+impl Heads {
+    /// Whether the kernels compute heads of that size.
+    pub fn fit(&self, dtype: DType) -> bool {
+        self.size <= SIZES[2] && self.size.is_multiple_of(16 / dtype.size_in_bytes()) && self.size.is_multiple_of(2)
+    }
+
+    fn padded(&self) -> usize {
+        SIZES.into_iter().find(|size| *size >= self.size).unwrap_or(SIZES[2])
+    }
+
+    /// Heads of a group that are in one tile, and tiles for a group.
+    fn parts(&self, own: usize) -> (usize, usize) {
+        let group = self.heads / self.key_heads;
+        let part = group.min(own * WARPS);
+        (part, group.div_ceil(part))
+    }
+}
+
+impl Plan {
+    pub fn new(spans: &[Span<'_>], heads: &Heads, device: &Device) -> Result<Self> {
+        let longest = spans.iter().map(|span| span.tokens.len()).max().unwrap_or(0);
+        let group = heads.heads / heads.key_heads;
+        let own = match heads.padded() {
+            256 => 1,
+            _ if longest > 1 => 4,
+            _ => group.div_ceil(WARPS).next_power_of_two().min(4),
+        };
+        let (part, parts) = heads.parts(own);
+        let tile_tokens = own * WARPS / part;
+        let (mut positions, mut slots, mut tiles, mut table) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut most_blocks = 1;
+        for span in spans {
+            let (first, end) = (positions.len(), span.start + span.tokens.len());
+            for position in span.start..end {
+                positions.push(position as u32);
+                slots.push(span.blocks[position / BLOCK] * BLOCK as u32 + (position % BLOCK) as u32);
+            }
+            for at in (0..span.tokens.len()).step_by(tile_tokens) {
+                let count = tile_tokens.min(span.tokens.len() - at);
+                tiles.extend([first + at, count, span.start + at, table.len()].map(|number| number as u32));
+            }
+            most_blocks = most_blocks.max(end.div_ceil(BLOCK));
+            table.extend_from_slice(&span.blocks[..end.div_ceil(BLOCK)]);
+        }
+        let (rows, count) = (positions.len(), tiles.len() / 4);
+        let blocks = (count * heads.key_heads * parts).max(1);
+        let shares = (BUSY / blocks).clamp(1, most_blocks.div_ceil(SHARE_BLOCKS_MIN));
+        let mut numbers: Vec<u32> = spans.iter().flat_map(|span| span.tokens).copied().collect();
+        // Tiles are read in one, so they begin where one may begin.
+        [&mut positions, &mut slots].into_iter().for_each(|more| numbers.append(more));
+        numbers.resize(tiles_at(rows), 0);
+        numbers.append(&mut tiles);
+        numbers.append(&mut table);
+        let length = numbers.len();
+        Ok(Self { numbers: Tensor::from_vec(numbers, length, device)?, rows, tiles: count, shares, own })
+    }
+
+    /// Their vectors, `[rows, width]` in f32.
+    pub fn embed(&self, words: &Tensor, positions: Option<&Tensor>, scale: f32) -> Result<Tensor> {
+        let width = words.dim(1)?;
+        let output = empty((self.rows, width), DType::F32, words.device())?;
+        let kernel = Kernel::new("embed", words)?.tensor(words)?.optional(positions)?;
+        let kernel = kernel.address(self.address(0)?).address(self.address(self.rows)?).tensor(&output)?;
+        // SAFETY: the arguments are those of the kernel, and each token has a vector.
+        unsafe { kernel.count(width).real(scale).launch([self.rows, 1, 1], ROW_THREADS)? };
+        Ok(output)
+    }
+
+    /// Of one of its numbers.
+    fn address(&self, at: usize) -> Result<u64> {
+        Ok(address(&self.numbers)? + (at * size_of::<u32>()) as u64)
+    }
+}
+
+impl Pages {
+    pub fn new(blocks: usize, heads: &Heads, dtype: DType, device: &Device) -> Result<Self> {
+        let new = || Tensor::zeros((blocks, heads.key_heads, BLOCK, heads.size), dtype, device);
+        Ok(Self { keys: new()?, values: new()? })
+    }
+
+    /// Keeps keys and values of projected rows, `[rows, (heads + 2 · key heads) · size]`, and gives what their queries see,
+    /// `[rows, heads · size]`.
+    pub fn attend(
+        &self,
+        plan: &Plan,
+        rows: &Tensor,
+        heads: &Heads,
+        turn: Turn<'_>,
+        sight: Sight<'_>,
+    ) -> Result<Tensor> {
+        let queries = self.place(plan, rows, heads, turn)?;
+        let (count, device) = (plan.rows * heads.heads, rows.device());
+        let output = empty((plan.rows, heads.heads * heads.size), rows.dtype(), device)?;
+        let several = plan.shares > 1;
+        let share = |values| several.then(|| empty((plan.shares, count, values), DType::F32, device)).transpose();
+        let (partial, shares) = (share(heads.size)?, share(2)?);
+        let tiles = tiles_at(plan.rows);
+        let name = format!("_{}_{}", heads.padded(), plan.own);
+        let kernel = Kernel::with_suffix("attend", rows, &name)?;
+        let kernel = kernel.tensor(&queries)?.tensor(&self.keys)?.tensor(&self.values)?;
+        let kernel = kernel.address(plan.address(tiles)?).address(plan.address(tiles + 4 * plan.tiles)?);
+        let kernel =
+            kernel.optional(sight.sinks)?.tensor(&output)?.optional(partial.as_ref())?.optional(shares.as_ref())?;
+        let kernel = kernel.count(plan.rows).count(heads.heads).count(heads.key_heads).count(heads.size);
+        let kernel = kernel.count(sight.window.unwrap_or(0)).real(heads.scale).real(heads.cap.unwrap_or(0.0));
+        let blocks = [plan.tiles, heads.key_heads * heads.parts(plan.own).1, plan.shares];
+        // SAFETY: the arguments are those of the kernel, and all blocks of the table are there.
+        unsafe { kernel.launch(blocks, THREADS)? };
+        if let (Some(partial), Some(shares)) = (&partial, &shares) {
+            let kernel = Kernel::new("gather", rows)?.tensor(partial)?.tensor(shares)?.optional(sight.sinks)?;
+            let kernel = kernel.tensor(&output)?.count(plan.shares).count(heads.heads).count(heads.size);
+            // SAFETY: the arguments are those of the kernel, and all shares have been written.
+            unsafe { kernel.launch([count, 1, 1], THREADS)? };
+        }
+        Ok(output)
+    }
+
+    /// Keeps keys and values, and gives the queries.
+    fn place(&self, plan: &Plan, rows: &Tensor, heads: &Heads, turn: Turn<'_>) -> Result<Tensor> {
+        let queries = empty((plan.rows, heads.heads * heads.size), rows.dtype(), rows.device())?;
+        let norms = turn.norms.map_or([None, None], |[query, key]| [Some(query), Some(key)]);
+        let kernel = Kernel::new("place", rows)?.tensor(rows)?.optional(turn.bias)?;
+        let kernel = kernel.norm(norms[0])?.norm(norms[1])?;
+        let kernel =
+            kernel.optional(turn.angles.map(|angles| &angles[0]))?.optional(turn.angles.map(|angles| &angles[1]))?;
+        let kernel = kernel.address(plan.address(plan.rows)?).address(plan.address(2 * plan.rows)?);
+        let kernel = kernel.tensor(&queries)?.tensor(&self.keys)?.tensor(&self.values)?;
+        let kernel = kernel.count(heads.heads).count(heads.key_heads).count(heads.size);
+        let blocks = [plan.rows, (heads.heads + 2 * heads.key_heads).div_ceil(WARPS), 1];
+        // SAFETY: the arguments are those of the kernel. Each slot is written to once, and what reads it is launched after
+        // that, on the same stream.
+        unsafe { kernel.launch(blocks, THREADS)? };
+        Ok(queries)
+    }
+}
+
+/// What is added to rows before they are normed.
+#[derive(Clone, Copy, Debug)]
+pub struct Added<'a> {
+    pub rows: &'a Tensor,
+    pub bias: Option<&'a Tensor>,
+    pub norm: Option<Norm<'a>>,
+}
+
+/// Adds to the rows of `hidden`, which are in f32, in their place, and gives the norm of the sum.
+pub fn join(hidden: &Tensor, added: Option<Added<'_>>, norm: Norm<'_>, dtype: DType) -> Result<Tensor> {
+    let (rows, width) = hidden.dims2()?;
+    let output = empty((rows, width), dtype, hidden.device())?;
+    let kernel = Kernel::new("join", &output)?.tensor(hidden)?;
+    let kernel = kernel.optional(added.map(|added| added.rows))?.optional(added.and_then(|added| added.bias))?;
+    let kernel = kernel.norm(added.and_then(|added| added.norm))?.norm(Some(norm))?.tensor(&output)?.count(width);
+    // SAFETY: the arguments are those of the kernel, whose thread blocks write to rows of their own.
+    unsafe { kernel.launch([rows, 1, 1], ROW_THREADS)? };
+    Ok(output)
+}
+
+impl Function {
+    /// On rows to which the bias is added first.
+    pub fn apply(self, rows: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        let (count, width) = rows.dims2()?;
+        let (activation, gated, alpha, limit) = match self {
+            Self::Plain(activation) => (number(activation), 0, 0.0, 0.0),
+            Self::Gated(activation) => (number(activation), 1, 0.0, 0.0),
+            Self::Clamped { alpha, limit } => (0, 2, alpha, limit),
+        };
+        let output_width = if gated == 0 { width } else { width / 2 };
+        let output = empty((count, output_width), rows.dtype(), rows.device())?;
+        let kernel = Kernel::new("function", rows)?.tensor(rows)?.optional(bias)?.tensor(&output)?;
+        let kernel = kernel.count(width).count(activation as usize).count(gated).real(alpha).real(limit);
+        // SAFETY: the arguments are those of the kernel.
+        unsafe { kernel.launch([count, output_width.div_ceil(THREADS as usize), 1], THREADS)? };
+        Ok(output)
+    }
+}
+
+/// A launch in the making.
+struct Kernel<'a> {
+    name: String,
+    device: &'a CudaDevice,
+    arguments: Vec<Argument>,
+}
+
+enum Argument {
+    Address(u64),
+    Count(i32),
+    Real(f32),
+}
+
+impl<'a> Kernel<'a> {
+    /// That kernel, for the type of that tensor.
+    fn new(name: &str, like: &'a Tensor) -> Result<Self> {
+        Self::with_suffix(name, like, "")
+    }
+
+    fn with_suffix(name: &str, like: &'a Tensor, suffix: &str) -> Result<Self> {
+        let dtype = match like.dtype() {
+            DType::F32 => "f32",
+            DType::F16 => "f16",
+            DType::BF16 => "bf16",
+            other => return Err(unsupported(other)),
+        };
+        let name = format!("{name}_{dtype}{suffix}");
+        Ok(Self { name, device: like.device().as_cuda_device()?, arguments: Vec::new() })
+    }
+
+    fn tensor(self, tensor: &Tensor) -> Result<Self> {
+        Ok(self.address(address(tensor)?))
+    }
+
+    fn optional(self, tensor: Option<&Tensor>) -> Result<Self> {
+        Ok(self.address(tensor.map_or(Ok(NULL), address)?))
+    }
+
+    fn norm(self, norm: Option<Norm<'_>>) -> Result<Self> {
+        let new = self.optional(norm.map(|norm| norm.weight))?.optional(norm.and_then(|norm| norm.bias))?;
+        let (epsilon, centred) = norm.map_or((0.0, false), |norm| (norm.epsilon, norm.centred));
+        Ok(new.real(epsilon).count(usize::from(centred)))
+    }
+
+    fn address(self, address: u64) -> Self {
+        self.with(Argument::Address(address))
+    }
+
+    fn count(self, count: usize) -> Self {
+        self.with(Argument::Count(count as i32))
+    }
+
+    fn real(self, real: f32) -> Self {
+        self.with(Argument::Real(real))
+    }
+
+    fn with(mut self, argument: Argument) -> Self {
+        self.arguments.push(argument);
+        self
+    }
+
+    /// # Safety
+    ///
+    /// The arguments must be those that the kernel has, and what it reads and writes must be there.
+    unsafe fn launch(self, [x, y, z]: [usize; 3], threads: u32) -> Result<()> {
+        let function = self.device.get_or_load_custom_func(&self.name, MODULE, PTX)?;
+        let mut builder = function.builder();
+        for argument in &self.arguments {
+            match argument {
+                Argument::Address(address) => builder.arg(address),
+                Argument::Count(count) => builder.arg(count),
+                Argument::Real(real) => builder.arg(real),
+            };
+        }
+        let grid_dim = (x as u32, y as u32, z as u32);
+        let config = LaunchConfig { grid_dim, block_dim: (threads, 1, 1), shared_mem_bytes: 0 };
+        // SAFETY: the caller says so.
+        unsafe { builder.launch(config).w()? };
+        Ok(())
+    }
+}
+
+/// Where tiles begin among a step's numbers: they are read in one.
+fn tiles_at(rows: usize) -> usize {
+    (3 * rows).next_multiple_of(4)
+}
+
+/// Of a tensor's first value. All that uses it runs on the one stream there is, and so before the memory is given back.
+fn address(tensor: &Tensor) -> Result<u64> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let Storage::Cuda(storage) = &*storage else { candle_core::bail!("a tensor is not on the GPU") };
+    fn start<T: CudaDType>(storage: &CudaStorage, offset: usize) -> Result<u64> {
+        let slice = storage.as_cuda_slice::<T>()?;
+        let (address, _) = slice.device_ptr(slice.stream());
+        Ok(address + (offset * size_of::<T>()) as u64)
+    }
+    if !layout.is_contiguous() {
+        candle_core::bail!("no kernel takes rows that lie as {layout:?}");
+    }
+    let offset = layout.start_offset();
+    match storage.dtype() {
+        DType::F32 => start::<f32>(storage, offset),
+        DType::F16 => start::<f16>(storage, offset),
+        DType::BF16 => start::<bf16>(storage, offset),
+        DType::U32 => start::<u32>(storage, offset),
+        other => Err(unsupported(other)),
+    }
+}
+
+/// A tensor that a kernel writes each value of before it is read.
+fn empty(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
+    let shape = shape.into();
+    // SAFETY: as this function's callers have it.
+    let storage = unsafe { device.as_cuda_device()?.alloc_uninit(&shape, dtype)? };
+    Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
+}
