@@ -117,7 +117,7 @@ pub enum Dtype {
     /// Exact. Quantized files are dequantized when they are loaded.
     #[default]
     F32,
-    /// Half the size, for encoders on GPUs: of the precision of f32, or of its range.
+    /// Half the size, for GPUs: of the precision of f32, or of its range.
     F16,
     Bf16,
     /// Weights in int8, and inputs of each layer made so as they come. For processors: faster, and near.

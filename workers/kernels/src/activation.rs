@@ -18,6 +18,19 @@ pub enum Activation {
     Tanh,
 }
 
+/// What a perceptron does between going up and coming down.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Function {
+    Plain(Activation),
+    /// f(gate) · value
+    Gated(Activation),
+    /// gate · sigmoid(alpha · gate) · (value + 1), neither larger than the limit.
+    Clamped {
+        alpha: f32,
+        limit: f32,
+    },
+}
+
 impl Activation {
     #[inline(always)]
     pub(crate) unsafe fn of<S: Simd>(self, x: S::F) -> S::F {

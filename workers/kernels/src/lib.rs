@@ -1,4 +1,5 @@
-//! Kernels of encoders, on processors and, with the feature `cuda`, on GPUs: linear layers in f32 and int8, attention, norms, rotary positions.
+//! Kernels of encoders and decoders, on processors and, with the feature `cuda`, on GPUs: linear layers in f32 and int8, attention,
+//! norms, rotary positions.
 //!
 //! Matrices are slices of rows, one after the other; all functions run on the calling thread and take no memory of their
 //! own beside what they are handed to use again. They know nothing of models. Each is tested against the plain code in
@@ -26,7 +27,7 @@ mod simd;
 mod team;
 mod tile;
 
-pub use activation::{Activation, gate};
+pub use activation::{Activation, Function, gate};
 pub use attention::{Attention, Scratch, softmax_weights};
 pub use buffer::Buffer;
 pub use level::Level;

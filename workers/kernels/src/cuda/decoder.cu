@@ -347,7 +347,7 @@ __device__ void gather(const float *partial, const Share *shares, const float *s
 
 // `f(x + bias)` of each row; where it is gated (1), times the other half of the row; where it is clamped (2), as gpt-oss does.
 template <typename T>
-__device__ void function(const T *rows, const T *bias, T *output, int width, int activation, int gated, float alpha,
+__device__ void activate(const T *rows, const T *bias, T *output, int width, int activation, int gated, float alpha,
                          float limit) {
     const int output_width = gated ? width / 2 : width;
     rows += (size_t)blockIdx.x * width;
@@ -399,9 +399,9 @@ __device__ void function(const T *rows, const T *bias, T *output, int width, int
                                              T *output, int count, int heads, int size) {                              \
         gather<T>(partial, shares, sinks, output, count, heads, size);                                                 \
     }                                                                                                                  \
-    extern "C" __global__ void function_##NAME(const T *rows, const T *bias, T *output, int width, int activation,     \
+    extern "C" __global__ void activate_##NAME(const T *rows, const T *bias, T *output, int width, int activation,     \
                                                int gated, float alpha, float limit) {                                  \
-        function<T>(rows, bias, output, width, activation, gated, alpha, limit);                                       \
+        activate<T>(rows, bias, output, width, activation, gated, alpha, limit);                                       \
     }                                                                                                                  \
     ATTEND(T, NAME, 64, 1)                                                                                             \
     ATTEND(T, NAME, 64, 2)                                                                                             \

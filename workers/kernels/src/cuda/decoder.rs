@@ -8,7 +8,7 @@ use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, Shape, Storage
 use half::{bf16, f16};
 
 use super::{NULL, Norm, THREADS, number, unsupported};
-use crate::{Activation, BLOCK};
+use crate::{BLOCK, Function};
 
 const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/decoder.ptx"));
 const MODULE: &str = "inferq_decoder";
@@ -78,19 +78,6 @@ pub struct Turn<'a> {
 pub struct Sight<'a> {
     pub window: Option<usize>,
     pub sinks: Option<&'a Tensor>,
-}
-
-/// What is done between going up and coming down.
-#[derive(Clone, Copy, Debug)]
-pub enum Function {
-    Plain(Activation),
-    /// f(gate) · value
-    Gated(Activation),
-    /// gate · sigmoid(alpha · gate) · (value + 1), neither larger than the limit.
-    Clamped {
-        alpha: f32,
-        limit: f32,
-    },
 }
 
 impl Heads {
@@ -249,23 +236,21 @@ pub fn join(hidden: &Tensor, added: Option<Added<'_>>, norm: Norm<'_>, dtype: DT
     Ok(output)
 }
 
-impl Function {
-    /// On rows to which the bias is added first.
-    pub fn apply(self, rows: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        let (count, width) = rows.dims2()?;
-        let (activation, gated, alpha, limit) = match self {
-            Self::Plain(activation) => (number(activation), 0, 0.0, 0.0),
-            Self::Gated(activation) => (number(activation), 1, 0.0, 0.0),
-            Self::Clamped { alpha, limit } => (0, 2, alpha, limit),
-        };
-        let output_width = if gated == 0 { width } else { width / 2 };
-        let output = empty((count, output_width), rows.dtype(), rows.device())?;
-        let kernel = Kernel::new("function", rows)?.tensor(rows)?.optional(bias)?.tensor(&output)?;
-        let kernel = kernel.count(width).count(activation as usize).count(gated).real(alpha).real(limit);
-        // SAFETY: the arguments are those of the kernel.
-        unsafe { kernel.launch([count, output_width.div_ceil(THREADS as usize), 1], THREADS)? };
-        Ok(output)
-    }
+/// The function of rows to which the bias is added first.
+pub fn activate(function: Function, rows: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (count, width) = rows.dims2()?;
+    let (activation, gated, alpha, limit) = match function {
+        Function::Plain(activation) => (number(activation), 0, 0.0, 0.0),
+        Function::Gated(activation) => (number(activation), 1, 0.0, 0.0),
+        Function::Clamped { alpha, limit } => (0, 2, alpha, limit),
+    };
+    let output_width = if gated == 0 { width } else { width / 2 };
+    let output = empty((count, output_width), rows.dtype(), rows.device())?;
+    let kernel = Kernel::new("activate", rows)?.tensor(rows)?.optional(bias)?.tensor(&output)?;
+    let kernel = kernel.count(width).count(activation as usize).count(gated).real(alpha).real(limit);
+    // SAFETY: the arguments are those of the kernel.
+    unsafe { kernel.launch([count, output_width.div_ceil(THREADS as usize), 1], THREADS)? };
+    Ok(output)
 }
 
 /// A launch in the making.

@@ -1,12 +1,12 @@
 //! Encoders on a GPU: launches the kernels of `encoder.cu` on what candle's operations are handed.
 
 use candle_core::backend::BackendStorage;
-use candle_core::cuda_backend::cudarc::driver::{CudaView, DeviceRepr, PushKernelArg};
+use candle_core::cuda_backend::cudarc::driver::{CudaView, DeviceRepr, LaunchArgs, LaunchConfig, PushKernelArg};
 use candle_core::cuda_backend::{CudaDType, WrapErr};
-use candle_core::{CudaStorage, DType, Error, Result, Shape, Tensor};
+use candle_core::{CudaStorage, DType, Error, Layout, Result, Shape, Storage, StorageRef, Tensor};
 use half::{bf16, f16};
 
-use super::{Norm, Part, THREADS, grid, held, number, optional, unsupported, view};
+use super::{NULL, Norm, THREADS, number, unsupported};
 use crate::Activation;
 
 const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/encoder.ptx"));
@@ -19,6 +19,9 @@ pub const HEAD_MAX: usize = 256;
 pub const TILE: usize = 64;
 /// Sizes of heads that tensor cores compute.
 const TENSOR_SIZES: [usize; 4] = [32, 64, 96, 128];
+
+/// Values and how they lie, as an operation gets them.
+pub type Part<'a> = (&'a CudaStorage, &'a Layout);
 
 /// What attention does.
 #[derive(Debug)]
@@ -224,5 +227,30 @@ fn even((_, layout): Part<'_>) -> Result<(usize, usize)> {
     match layout.is_contiguous() && width % 2 == 0 {
         true => Ok((layout.shape().elem_count() / width, width)),
         false => Err(Error::Msg(format!("no kernel takes rows that lie as {layout:?}"))),
+    }
+}
+
+fn optional<'a, T: DeviceRepr>(builder: &mut LaunchArgs<'a>, view: Option<&'a CudaView<'_, T>>) {
+    match view {
+        Some(view) => builder.arg(view),
+        None => builder.arg(&NULL),
+    };
+}
+
+fn grid((x, y): (usize, usize)) -> LaunchConfig {
+    LaunchConfig { grid_dim: (x as u32, y as u32, 1), block_dim: (THREADS, 1, 1), shared_mem_bytes: 0 }
+}
+
+fn view<'a, T: CudaDType>((storage, layout): Part<'a>) -> Result<CudaView<'a, T>> {
+    Ok(storage.as_cuda_slice::<T>()?.slice(layout.start_offset()..))
+}
+
+/// A tensor that a kernel reads beside what its operation was handed.
+type Held<'a> = (StorageRef<'a>, &'a Layout);
+
+fn held<'a, T: CudaDType>((storage, layout): &'a Held<'_>) -> Result<CudaView<'a, T>> {
+    match &**storage {
+        Storage::Cuda(storage) => view((storage, layout)),
+        Storage::Cpu(_) | Storage::Metal(_) => Err(Error::Msg("is not on the GPU".to_owned())),
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! `L` is a linear layer and `N` a norm: as read from files, or as an executor has made of them.
 
-use kernels::Activation;
+pub use kernels::Function;
 
 use crate::engine::LoadError;
 use crate::engine::layers::{Affine, NormWeights};
@@ -121,19 +121,6 @@ pub struct Experts<L> {
     pub each: usize,
     /// Whether the weights of those are made to sum up to 1.
     pub normalized: bool,
-}
-
-/// What is done between going up and coming down.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Function {
-    Plain(Activation),
-    /// f(gate) · value
-    Gated(Activation),
-    /// gate · sigmoid(alpha · gate) · (value + 1), neither larger than the limit.
-    Clamped {
-        alpha: f32,
-        limit: f32,
-    },
 }
 
 /// Rotary positions (Su et al., 2021).

@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use kernels::cuda::Norm as NormView;
 use kernels::cuda::decoder::{self as cuda, Added, Heads, Pages, Plan, Sight, Span, Turn};
 
-use super::blueprint::{Dense, Experts, Function, Layer, Perceptron, Rotation, Shape, Source};
+use super::blueprint::{Dense, Experts, Layer, Perceptron, Rotation, Shape, Source};
 use super::executor::Input;
 use crate::engine::LoadError;
 use crate::engine::layers::{Affine, NormWeights};
@@ -169,12 +169,7 @@ impl Ready {
 
 impl Dense<Linear> {
     fn forward(&self, rows: &Tensor) -> Result<Made> {
-        let function = match self.function {
-            Function::Plain(activation) => cuda::Function::Plain(activation),
-            Function::Gated(activation) => cuda::Function::Gated(activation),
-            Function::Clamped { alpha, limit } => cuda::Function::Clamped { alpha, limit },
-        };
-        let inner = function.apply(&self.up.multiply(rows)?, self.up.bias.as_ref())?;
+        let inner = cuda::activate(self.function, &self.up.multiply(rows)?, self.up.bias.as_ref())?;
         Ok((self.down.multiply(&inner)?, self.down.bias.clone()))
     }
 }

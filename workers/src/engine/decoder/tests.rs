@@ -96,6 +96,13 @@ fn run(decoder: &mut Decoder, sequences: &[Sequence]) -> Vec<Output> {
 }
 
 #[test]
+fn half_precision_is_refused_on_a_processor() {
+    for dtype in [Dtype::F16, Dtype::Bf16] {
+        assert!(matches!(Executor::new(source(), dtype, 1, &Device::Cpu), Err(LoadError::NeedsGpu(_))));
+    }
+}
+
+#[test]
 fn logprobs_are_the_same_for_a_text_that_is_taken_over() {
     let mut decoder = decoder(2);
     let mut whole = sequence(prompt(40), 12, &[]);
