@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::{Context, Message, stream::Stream};
+use async_nats::{HeaderMap, Subscriber};
 use bytes::Bytes;
 use connect::Connection;
 use connect::bucket::{BODY_BYTES_MAX, Bucket, BucketError};
@@ -116,6 +116,13 @@ impl Client {
         found.map_ok(|(subject, _)| subject).try_collect().await.map_err(server)
     }
 
+    /// How many jobs of a tenant wait or run.
+    pub async fn jobs_of(&self, tenant: &Token) -> Result<u64, ReadError> {
+        let jobs = stream_handle(&self.connection.jetstream, stream::JOBS).await?;
+        let found = jobs.info_with_subjects(format!("inferq.jobs.*.*.{tenant}.*")).await.map_err(server)?;
+        found.try_fold(0, |count, _| std::future::ready(Ok(count + 1))).await.map_err(server)
+    }
+
     /// The stored result of a job, if there is one.
     pub async fn result(&self, tenant: &Token, job_id: &JobId) -> Result<Option<JobResult>, ReadError> {
         match self.stored(tenant, job_id).await? {
@@ -143,22 +150,14 @@ impl Client {
 
     /// Waits for the result of a job, for as long as the caller does.
     pub async fn wait(&self, tenant: &Token, job_id: &JobId) -> Result<JobResult, ReadError> {
+        self.listen(tenant, job_id, true).await?.result().await
+    }
+
+    /// Begins to wait. A job that is yet to be sent has no result that would be looked up first.
+    pub async fn listen(&self, tenant: &Token, job_id: &JobId, may_exist: bool) -> Result<Waiting, ReadError> {
         let subject = live_subject(&result_subject(tenant, job_id));
-        let subscribed = self.connection.client.subscribe(subject).await;
-        let mut live = subscribed.map_err(server)?;
-        loop {
-            match self.result(tenant, job_id).await {
-                Ok(Some(result)) => return Ok(result),
-                Ok(None) => {}
-                Err(error) if error.is_transient() => {}
-                Err(error) => return Err(error),
-            }
-            match tokio::time::timeout(LOOK_UP_EVERY, live.next()).await {
-                Ok(Some(message)) => return self.read(message.headers.as_ref(), &message.payload).await,
-                Ok(None) => return Err(ReadError::Server("the connection is closed".to_owned())),
-                Err(_) => {}
-            }
-        }
+        let live = self.connection.client.subscribe(subject).await.map_err(server)?;
+        Ok(Waiting { client: self.clone(), tenant: tenant.clone(), job_id: job_id.clone(), live, may_exist })
     }
 
     /// The log of a job. Ends after what is stored; with `follow` it goes on until the caller stops reading. To a tenant's
@@ -187,6 +186,38 @@ impl Client {
             decode(message.headers.as_ref(), &message.payload).map_err(ReadError::from)
         };
         Ok(messages.take(limit).map(read).boxed())
+    }
+}
+
+/// Somebody who waits for a result.
+#[derive(Debug)]
+pub struct Waiting {
+    client: Client,
+    tenant: Token,
+    job_id: JobId,
+    live: Subscriber,
+    may_exist: bool,
+}
+
+impl Waiting {
+    /// The result, for as long as the caller waits.
+    pub async fn result(mut self) -> Result<JobResult, ReadError> {
+        loop {
+            if self.may_exist {
+                match self.client.result(&self.tenant, &self.job_id).await {
+                    Ok(Some(result)) => return Ok(result),
+                    Ok(None) => {}
+                    Err(error) if error.is_transient() => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            self.may_exist = true;
+            match tokio::time::timeout(LOOK_UP_EVERY, self.live.next()).await {
+                Ok(Some(message)) => return self.client.read(message.headers.as_ref(), &message.payload).await,
+                Ok(None) => return Err(ReadError::Server("the connection is closed".to_owned())),
+                Err(_) => {}
+            }
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The command line of `inferq`, and the environment variables that stand in for its flags.
 
 pub mod dead;
+pub mod gateway;
 pub mod tenants;
 
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use schemas::subject::{JobId, Lane};
 use traces::TraceArgs;
 
 use self::dead::DeadCommand;
+use self::gateway::{GatewayArgs, KeysCommand};
 use self::tenants::TenantsCommand;
 
 /// Asynchronous inference over NATS JetStream: publish jobs, read their results, run batch files.
@@ -64,6 +66,11 @@ pub enum Command {
     /// Keep tenants apart: their accounts and keys, and what NATS servers are to know of them
     #[command(subcommand)]
     Tenants(TenantsCommand),
+    /// Answer OpenAI's HTTP API with jobs
+    Gateway(Box<GatewayArgs>),
+    /// Look after the gateway's API keys
+    #[command(subcommand)]
+    Keys(KeysCommand),
     /// Show queues, jobs in flight, workers and the backlog in seconds, or where one job stands
     Status(StatusArgs),
     /// Run a NATS server and a worker for each model on this machine, for development

@@ -7,6 +7,8 @@ pub mod cancel;
 pub mod client;
 pub mod cost;
 pub mod dead;
+pub mod gateway;
+pub mod keys;
 pub mod pool;
 pub mod reach;
 pub mod setup;

@@ -29,8 +29,6 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let log = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).without_time();
-    log.with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr).init();
     let code = runtime.block_on(run(cli)).unwrap_or_else(|error| {
         if command::is_closed_output(&error) {
             return 0;
@@ -45,12 +43,27 @@ fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> anyhow::Result<u8> {
     let Cli { command, nats, output, traces } = cli;
+    start_log(&command)?;
     let (traces, exporter) = traces
         .start("inferq", env!("CARGO_PKG_VERSION"))
         .map_err(|error| anyhow::Error::new(command::Usage(error.to_string())))?;
     let ended = obey(command, &nats, traces, output).await;
     tokio::task::spawn_blocking(|| exporter.finish()).await?;
     ended
+}
+
+/// A service has a log; whoever runs a command is told of warnings alone.
+fn start_log(command: &Command) -> anyhow::Result<()> {
+    match command {
+        Command::Gateway(args) => {
+            service::log::start_log(&args.log).map_err(|error| anyhow::Error::new(command::Usage(error.to_string())))
+        }
+        _ => {
+            let log = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).without_time();
+            log.with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr).init();
+            Ok(())
+        }
+    }
 }
 
 async fn obey(command: Command, nats: &NatsArgs, traces: Traces, output: Output) -> anyhow::Result<u8> {
@@ -64,6 +77,8 @@ async fn obey(command: Command, nats: &NatsArgs, traces: Traces, output: Output)
         Command::Cancel(args) => command::cancel::run(nats, output, args).await,
         Command::Dead(args) => command::dead::run(nats, output, args).await,
         Command::Tenants(command) => command::tenants::run(output, command),
+        Command::Gateway(args) => command::gateway::run(nats, traces, *args).await,
+        Command::Keys(command) => command::keys::run(nats, output, command).await,
         Command::Status(args) => command::status::run(nats, output, args).await,
         Command::Up(args) => command::up::run(args).await,
         Command::Completions { shell } => {

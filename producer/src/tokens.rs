@@ -1,15 +1,15 @@
 //! Reading token streams: the chunks of a job's answer as they are published, from any of them on.
 //!
-//! What counts is the number in a chunk's header, so a reader that has lost its consumer makes another one and goes on.
-//! A tenant's own credentials make none: they hear the chunks that are published after they began to listen.
+//! What counts is the number in a chunk's header. A tenant's own credentials hear only the chunks that are published after
+//! they began to listen.
 
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::{DeliverPolicy, pull};
-use async_nats::jetstream::stream::LastRawMessageErrorKind;
-use async_nats::{HeaderMap, Message};
+use async_nats::header::{NATS_LAST_SEQUENCE, NATS_SEQUENCE};
+use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::{DirectGetErrorKind, LastRawMessageErrorKind, RawMessageErrorKind};
+use async_nats::{HeaderMap, Message, Subscriber};
 use futures::future::BoxFuture;
-use futures::stream::BoxStream;
 use futures::{FutureExt, Stream, StreamExt};
 use schemas::chunk::Chunk;
 use schemas::subject::{JobId, ReplyTokens, Token, live_token_subject};
@@ -20,6 +20,8 @@ use crate::reach::Reach;
 
 /// How long to wait before a server that did not answer is asked again.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
+/// How long nothing may be heard before the stream is asked.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// How long a chunk may take that was published before the result, once the result is there.
 const LATE_MAX: Duration = Duration::from_secs(2);
 
@@ -35,7 +37,8 @@ impl Client {
     ) -> Result<impl Stream<Item = Result<(u64, Chunk), ReadError>> + use<>, ReadError> {
         let subject = ReplyTokens { tenant: tenant.as_str(), job_id: job_id.as_str() }.token_subject();
         let reach = self.reach().await?;
-        let mut published = Published { client: self.clone(), subject, reach, messages: None };
+        let (client, live, state) = (self.clone(), None, Catching::Done);
+        let mut published = Published { client, subject, reach, live, after: 0, state };
         published.open().await?;
         let all = published_in_all(self.clone(), tenant.clone(), job_id.clone(), published.subject.clone());
         let reader = Reader { published, from, next: from, end: None, all: all.boxed() };
@@ -100,53 +103,112 @@ fn numbered(message: &Message) -> Result<Option<(u64, Chunk)>, ReadError> {
     Ok(Some((number, decode(headers, &message.payload)?)))
 }
 
-/// The messages on a job's token subject, from the first on, and again from the first after a fault.
+/// The messages on a job's token subject: those that are stored, then each as it is published, which the server sends to
+/// whoever listens. That costs the server nothing while nothing happens, however many read; what was missed is read from
+/// the stream.
 struct Published {
     client: Client,
     subject: String,
     reach: Reach,
-    messages: Option<BoxStream<'static, Option<Message>>>,
+    live: Option<Subscriber>,
+    /// The sequence of the last message that was given out.
+    after: u64,
+    state: Catching,
+}
+
+/// Whether stored messages are to be read before the next live one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Catching {
+    Up,
+    /// There is one for certain, which a replica that is behind may not have yet.
+    Certain,
+    Done,
 }
 
 impl Published {
     async fn open(&mut self) -> Result<(), ReadError> {
-        self.messages = Some(match self.reach {
-            Reach::All => self.stored().await?,
-            Reach::Own => {
-                let live = self.client.connection.client.subscribe(live_token_subject(&self.subject)).await;
-                live.map_err(server)?.map(Some).boxed()
-            }
-        });
+        let live = self.client.connection.client.subscribe(live_token_subject(&self.subject)).await;
+        self.live = Some(live.map_err(server)?);
+        self.catch(Catching::Up);
         Ok(())
     }
 
-    async fn stored(&self) -> Result<BoxStream<'static, Option<Message>>, ReadError> {
-        let tokens = stream_handle(&self.client.connection.jetstream, stream::TOKENS).await?;
-        let config = pull::OrderedConfig {
-            filter_subject: self.subject.clone(),
-            deliver_policy: DeliverPolicy::All,
-            ..Default::default()
-        };
-        let consumer = tokens.create_consumer(config).await.map_err(server)?;
-        let messages = consumer.messages().await.map_err(server)?;
-        Ok(messages.map(|message| message.ok().map(|message| message.split().0)).boxed())
+    fn catch(&mut self, state: Catching) {
+        if self.reach == Reach::All {
+            self.state = state;
+        }
     }
 
     /// The next message. May be dropped while it waits.
     async fn next(&mut self) -> Result<Message, ReadError> {
         loop {
-            match &mut self.messages {
-                Some(messages) => match messages.next().await {
-                    Some(Some(message)) => return Ok(message),
-                    Some(None) | None => self.messages = None,
-                },
-                None => {
-                    tokio::time::sleep(RETRY_DELAY).await;
-                    self.open().await.or_else(|error| if error.is_transient() { Ok(()) } else { Err(error) })?;
+            if self.state != Catching::Done {
+                match self.stored().await {
+                    Ok(Some((sequence, message))) => {
+                        self.after = sequence;
+                        return Ok(message);
+                    }
+                    Ok(None) => self.state = Catching::Done,
+                    Err(error) if error.is_transient() => tokio::time::sleep(RETRY_DELAY).await,
+                    Err(error) => return Err(error),
                 }
+                continue;
+            }
+            let Some(live) = &mut self.live else {
+                tokio::time::sleep(RETRY_DELAY).await;
+                self.open().await.or_else(|error| if error.is_transient() { Ok(()) } else { Err(error) })?;
+                continue;
+            };
+            match tokio::time::timeout(LOOK_AGAIN, live.next()).await {
+                Ok(Some(message)) if self.reach == Reach::Own => return Ok(message),
+                Ok(Some(message)) => {
+                    let number = |name| message.headers.as_ref()?.get(name)?.as_str().parse::<u64>().ok();
+                    match (number(NATS_SEQUENCE), number(NATS_LAST_SEQUENCE)) {
+                        (Some(sequence), _) if sequence <= self.after => {}
+                        (Some(sequence), Some(last)) if last <= self.after => {
+                            self.after = sequence;
+                            return Ok(message);
+                        }
+                        _ => self.catch(Catching::Certain),
+                    }
+                }
+                Ok(None) => self.live = None,
+                // Core NATS drops for slow readers and while a connection is down.
+                Err(_) => self.catch(Catching::Up),
             }
         }
     }
+
+    /// The next stored message and its sequence.
+    async fn stored(&self) -> Result<Option<(u64, Message)>, ReadError> {
+        let tokens = stream_handle(&self.client.connection.jetstream, stream::TOKENS).await?;
+        match tokens.direct_get_next_for_subject(self.subject.as_str(), Some(self.after + 1)).await {
+            Ok(found) => return Ok(Some(read(found))),
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => {}
+            Err(error) if error.to_string().contains("no responders") => {
+                return Err(ReadError::NoStream(stream::TOKENS));
+            }
+            Err(error) => return Err(server(error)),
+        }
+        if self.state != Catching::Certain {
+            return Ok(None);
+        }
+        // From the leader.
+        let asked = tokens.raw_message_builder().next_by_subject(self.subject.as_str()).sequence(self.after + 1);
+        match asked.send().await {
+            Ok(found) => Ok(Some(read(found))),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(server(error)),
+        }
+    }
+}
+
+fn read(found: StreamMessage) -> (u64, Message) {
+    let StreamMessage { subject, sequence, headers, payload, .. } = found;
+    let length = payload.len();
+    let message =
+        Message { subject, reply: None, payload, headers: Some(headers), status: None, description: None, length };
+    (sequence, message)
 }
 
 /// Waits until a job is answered, after which no chunk is published any more, and says how many there are.

@@ -24,6 +24,9 @@ pub const BLOBS_BUCKET: &str = "inferq-blobs";
 /// room: what was given up must not stop the workers.
 pub const DEAD_BUCKET: &str = "inferq-dead";
 
+/// API keys of the gateway, by their digests.
+pub const KEYS_BUCKET: &str = "inferq-keys";
+
 const HOUR: u64 = 3600;
 const DAY: u64 = 24 * HOUR;
 /// The window the README promises for a job that is published twice.
@@ -162,6 +165,7 @@ pub fn buckets(storage: &Storage) -> Vec<Bucket> {
     vec![
         bucket(CACHE_BUCKET, "results by content", key_value, Discard::Old, 256 * MIB, storage.cache_age_seconds),
         bucket(BATCHES_BUCKET, "batch objects", key_value, Discard::New, 64 * MIB, 0),
+        bucket(KEYS_BUCKET, "API keys by their digests", key_value, Discard::New, 16 * MIB, 0),
         bucket(ATTEMPTS_BUCKET, "attempts of jobs delivered again", key_value, Discard::Old, 64 * MIB, 7 * DAY),
         bucket(TENANTS_BUCKET, "tenants with jobs lately", key_value, Discard::Old, 16 * MIB, 7 * DAY),
         bucket(INPUTS_BUCKET, "jobs over the payload limit", object, Discard::New, storage.blobs_bytes, 0),

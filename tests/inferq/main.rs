@@ -12,6 +12,7 @@ mod delivery;
 mod documents;
 mod endpoints;
 mod fairness;
+mod gateway;
 mod interop;
 mod lifecycle;
 mod logger;

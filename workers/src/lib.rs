@@ -1,6 +1,5 @@
 //! `inferq-worker` and `inferq-logger` as a library: everything but the command lines.
 
-pub mod admin;
 mod answer;
 mod apart;
 mod asked;
@@ -14,7 +13,6 @@ mod delivery;
 pub mod endpoint;
 pub mod engine;
 pub mod fetch;
-pub mod health;
 mod joblog;
 mod lift;
 pub mod logger;

@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use schemas::registry::{Model, Registry};
+use service::admin::{self, Admin, Phase};
+use service::health;
 use tokio::runtime::Builder;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use workers::admin::{self, Admin, Phase};
 use workers::config::{Cli, Command, FetchArgs, FileArgs};
 use workers::engine::{self, thread};
 use workers::fetch::{FetchError, Fetcher, Progress, Request};
-use workers::health;
 use workers::metrics::{Metrics, Readings};
 use workers::presence;
 use workers::process::{self, Usage};
@@ -44,7 +44,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
 
 async fn serve(cli: Cli) -> anyhow::Result<()> {
     let args = &cli.worker;
-    process::start_log(&args.log)?;
+    service::log::start_log(&args.log)?;
     let (traces, exporter) =
         cli.traces.start("inferq-worker", env!("CARGO_PKG_VERSION")).map_err(|error| Usage(error.to_string()))?;
     let name = args.model.as_deref().unwrap_or_default();
@@ -54,7 +54,7 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
         true => Some(weights(&model, &cli.files, true).await?),
         false => None,
     };
-    let stop = process::stop_on_signal()?;
+    let stop = service::stop_on_signal()?;
     let metrics = Arc::new(Metrics::new(&model.name));
     let (phase, watched) = watch::channel(Phase::Loading);
 

@@ -1,7 +1,5 @@
 //! Metrics of one worker, for Prometheus. Base units; labels from closed sets; never a job id.
 
-mod catalog;
-
 use std::collections::HashMap;
 use std::sync::{Mutex, OnceLock};
 use std::time::Instant;
@@ -10,9 +8,9 @@ use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, IntGauge
 
 use schemas::header::DeadClass;
 use schemas::provenance::CacheUse;
+use service::admin::Phase;
+use service::{Catalog, Row};
 
-pub use self::catalog::{Catalog, Row};
-use crate::admin::Phase;
 use crate::outcome::Outcome;
 use crate::pace::Pace;
 

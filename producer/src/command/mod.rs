@@ -3,6 +3,8 @@
 pub mod batch;
 pub mod cancel;
 pub mod dead;
+pub mod gateway;
+pub mod keys;
 pub mod logs;
 pub mod results;
 pub mod setup;

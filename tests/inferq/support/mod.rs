@@ -5,6 +5,8 @@ mod accounts;
 mod certificates;
 mod cluster;
 mod deployment;
+#[allow(dead_code, reason = "the tests use it")]
+mod gateway;
 mod operator;
 mod programs;
 #[allow(dead_code, reason = "the chaos program uses it")]
@@ -23,6 +25,8 @@ pub use cluster::Cluster;
 #[allow(unused_imports, reason = "the benchmarks name it")]
 pub use deployment::WorkerProcess;
 pub use deployment::{Deployment, TENANT, flags, submission, tenant};
+#[allow(unused_imports, reason = "the tests name it")]
+pub use gateway::Gateway;
 pub use operator::Operator;
 pub use programs::{program, python, run, signal};
 #[allow(unused_imports, reason = "the chaos program names them")]

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use connect::NatsArgs;
 
-use crate::config::LogArgs;
+use service::LogArgs;
 
 /// Write the logs and outcomes of all jobs as lines of JSON, from NATS JetStream to standard output or to files.
 #[derive(Parser, Debug)]

@@ -4,11 +4,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use service::admin::{self, Admin, Phase};
+use service::health;
 use tokio::runtime::Builder;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use workers::admin::{self, Admin, Phase};
-use workers::health;
 use workers::logger::config::{Cli, Command};
 use workers::logger::metrics::Metrics;
 use workers::logger::{self, Sink, queue};
@@ -29,9 +29,9 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
 }
 
 async fn serve(cli: Cli) -> anyhow::Result<()> {
-    process::start_log(&cli.log)?;
+    service::log::start_log(&cli.log)?;
     let sink = Sink::open(&cli.out, cli.rotate_bytes, cli.keep)?;
-    let stop = process::stop_on_signal()?;
+    let stop = service::stop_on_signal()?;
     let metrics = Arc::new(Metrics::default());
     let (phase, watched) = watch::channel(Phase::Loading);
 

@@ -9,7 +9,7 @@ use schemas::header::DeadClass;
 
 use super::Kind;
 use super::queue::{Waiting, Workers};
-use crate::metrics::{Catalog, Row};
+use service::{Catalog, Row};
 
 /// Every metric with its labels and meaning: the table of OBSERVABILITY.md, tested against it.
 pub const TABLE: [Row; 14] = [

@@ -44,6 +44,16 @@ impl Catalog {
         self.add(name, |opts| prometheus::Histogram::with_opts(HistogramOpts::from(opts).buckets(buckets.clone())))
     }
 
+    /// Histograms of seconds by labels: those of its row.
+    pub fn add_latencies(&self, name: &str) -> prometheus::HistogramVec {
+        let (start, factor, count) = LATENCY_BUCKETS;
+        let buckets = prometheus::exponential_buckets(start, factor, count).expect("legal");
+        let make = |opts, labels: &[&str]| {
+            prometheus::HistogramVec::new(HistogramOpts::from(opts).buckets(buckets.clone()), labels)
+        };
+        self.add_labelled(name, make)
+    }
+
     /// The text exposition format.
     pub fn render(&self) -> String {
         let mut text = Vec::new();
