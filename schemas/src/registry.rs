@@ -37,6 +37,8 @@ pub struct Storage {
     pub logs_bytes: i64,
     /// Bodies over the payload limit, of jobs and of results each.
     pub blobs_bytes: i64,
+    /// Files of batches, input and output together.
+    pub files_bytes: i64,
     /// How long a cached answer may be used.
     pub cache_age_seconds: u64,
 }
@@ -51,6 +53,7 @@ impl Default for Storage {
             results_age_seconds: 7 * 24 * 3600,
             logs_bytes: GIB / 4,
             blobs_bytes: GIB,
+            files_bytes: 2 * GIB,
             cache_age_seconds: 7 * 24 * 3600,
         }
     }
@@ -299,6 +302,7 @@ impl Storage {
             ("results_bytes", self.results_bytes),
             ("logs_bytes", self.logs_bytes),
             ("blobs_bytes", self.blobs_bytes),
+            ("files_bytes", self.files_bytes),
         ];
         match sizes.into_iter().find(|(_, bytes)| *bytes < 0) {
             Some((key, bytes)) => {

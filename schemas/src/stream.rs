@@ -24,6 +24,8 @@ pub const BLOBS_BUCKET: &str = "inferq-blobs";
 /// room: what was given up must not stop the workers.
 pub const DEAD_BUCKET: &str = "inferq-dead";
 
+/// Files of the gateway: what batches read and write.
+pub const FILES_BUCKET: &str = "inferq-files";
 /// API keys of the gateway, by their digests.
 pub const KEYS_BUCKET: &str = "inferq-keys";
 
@@ -32,6 +34,8 @@ const DAY: u64 = 24 * HOUR;
 /// The window the README promises for a job that is published twice.
 const DUPLICATE_WINDOW_SECONDS: u64 = 120;
 const MIB: i64 = 1 << 20;
+/// How long a file stays, whatever it asks for.
+pub const FILES_DAYS: u64 = 30;
 
 /// A stream, in JetStream's words. Sizes in bytes, ages in seconds, 0 is no limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -164,12 +168,13 @@ pub fn buckets(storage: &Storage) -> Vec<Bucket> {
     };
     vec![
         bucket(CACHE_BUCKET, "results by content", key_value, Discard::Old, 256 * MIB, storage.cache_age_seconds),
-        bucket(BATCHES_BUCKET, "batch objects", key_value, Discard::New, 64 * MIB, 0),
+        bucket(BATCHES_BUCKET, "batches and files", key_value, Discard::New, 64 * MIB, 0),
         bucket(KEYS_BUCKET, "API keys by their digests", key_value, Discard::New, 16 * MIB, 0),
         bucket(ATTEMPTS_BUCKET, "attempts of jobs delivered again", key_value, Discard::Old, 64 * MIB, 7 * DAY),
         bucket(TENANTS_BUCKET, "tenants with jobs lately", key_value, Discard::Old, 16 * MIB, 7 * DAY),
         bucket(INPUTS_BUCKET, "jobs over the payload limit", object, Discard::New, storage.blobs_bytes, 0),
         bucket(BLOBS_BUCKET, "results over the payload limit", object, Discard::New, storage.blobs_bytes, blobs_age),
+        bucket(FILES_BUCKET, "files of batches", object, Discard::New, storage.files_bytes, FILES_DAYS * DAY),
         bucket(
             DEAD_BUCKET,
             "dead letters over the payload limit",

@@ -13,7 +13,7 @@ use crate::support::{Cluster, Deployment, chat, content, echo_registry, eventual
 
 /// Small sizes, since each node of a cluster reserves them; the registry's last table.
 pub const SMALL: &str = "[storage]\njobs_bytes = 67108864\nresults_bytes = 67108864\nlogs_bytes = 67108864\n\
-                     blobs_bytes = 67108864\n";
+                     blobs_bytes = 67108864\nfiles_bytes = 67108864\n";
 
 /// Publishes so many jobs, one after the other, whatever happens to the server meanwhile, and gives their ids.
 async fn publish(deployment: &Deployment, count: usize) -> Result<Vec<String>, SubmitError> {

@@ -1,7 +1,9 @@
 """What OpenAI's own Python client, unmodified, sees of the gateway. Its argument is the gateway's URL; the model is `echo`."""
 
+import json
 import sys
 import threading
+import time
 
 import openai
 
@@ -133,7 +135,111 @@ def many():
     assert answers == {number: f"number {number}" for number in range(32)}
 
 
-for check in [models, chat, streamed, helper, completions, embeddings, errors, tiers, timeouts, many]:
+def row(name, text="hello", **body):
+    body = {"model": "echo", "messages": user(text), **body}
+    return {"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body}
+
+
+def upload(rows, name="rows.jsonl"):
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    return client.files.create(file=(name, text.encode()), purpose="batch")
+
+
+def finished(batch, patience=60):
+    deadline = time.monotonic() + patience
+    while batch.status not in ("completed", "failed", "expired", "cancelled"):
+        assert time.monotonic() < deadline, batch
+        time.sleep(0.1)
+        batch = client.batches.retrieve(batch.id)
+    return batch
+
+
+def lines(file_id):
+    return {line["custom_id"]: line for line in map(json.loads, client.files.content(file_id).text.splitlines())}
+
+
+def files():
+    text = "Grüße, 世界\n" * 100_000
+    expires = {"anchor": "created_at", "seconds": 3600}
+    file = client.files.create(file=("some.jsonl", text.encode()), purpose="user_data", expires_after=expires)
+    assert (file.filename, file.purpose, file.bytes) == ("some.jsonl", "user_data", len(text.encode()))
+    assert (file.object, file.status, file.expires_at) == ("file", "processed", file.created_at + 3600)
+    assert client.files.content(file.id).text == text
+    assert client.files.retrieve(file.id).id == file.id
+    more = [client.files.create(file=b"{}", purpose="evals") for _ in range(4)]
+    assert [item.id for item in client.files.list(limit=2, purpose="evals")] == [item.id for item in reversed(more)]
+    assert [item.id for item in client.files.list(limit=3, order="asc")] == [file.id] + [item.id for item in more]
+    for item in [file, *more]:
+        assert client.files.delete(item.id).deleted
+    raises(openai.NotFoundError, lambda: client.files.retrieve(file.id))
+    raises(openai.NotFoundError, lambda: client.files.content(file.id))
+    raises(openai.BadRequestError, lambda: client.files.create(file=b"x", purpose="nothing"))
+    raises(openai.BadRequestError, lambda: client.files.list(limit=0).data)
+
+
+def batches():
+    rows = [row(f"r-{number}", f"text {number}") for number in range(50)]
+    embed = {"custom_id": "e", "method": "POST", "url": "/v1/embeddings", "body": {"model": "echo", "input": ["a", "b"]}}
+    file = upload([*rows, embed, row("bad", temperature=9)])
+    create = lambda: client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={"kind": "test"}
+    )
+    batch = create()
+    assert (batch.object, batch.status, batch.metadata) == ("batch", "validating", {"kind": "test"})
+    # Clients repeat what they had no answer to.
+    assert create().id == batch.id
+    batch = finished(batch)
+    counts = batch.request_counts
+    assert (batch.status, counts.total, counts.completed, counts.failed) == ("completed", 52, 51, 1), batch
+    assert batch.in_progress_at <= batch.finalizing_at <= batch.completed_at <= batch.expires_at
+    answers, errors = lines(batch.output_file_id), lines(batch.error_file_id)
+    assert set(answers) == {f"r-{number}" for number in range(50)} | {"e"} and set(errors) == {"bad"}
+    for number in range(50):
+        body = answers[f"r-{number}"]["response"]["body"]
+        assert body["choices"][0]["message"]["content"] == f"text {number}"
+    assert len(answers["e"]["response"]["body"]["data"]) == 2
+    assert errors["bad"]["response"]["status_code"] == 400 and errors["bad"]["error"] is None
+    output = client.files.retrieve(batch.output_file_id)
+    assert output.purpose == "batch_output" and output.bytes == len(client.files.content(output.id).content)
+    again = finished(client.post(f"/batches/{batch.id}/retry", cast_to=openai.types.Batch))
+    assert (again.request_counts.total, again.request_counts.failed) == (1, 1)
+    assert set(lines(again.error_file_id)) == {"bad"}
+    raises(openai.ConflictError, lambda: client.batches.cancel(batch.id))
+
+
+def pages():
+    file = upload([row("one")])
+    made = [
+        client.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={"n": str(number)}
+        )
+        for number in range(5)
+    ]
+    listed = [batch.id for batch in client.batches.list(limit=2)]
+    assert listed[:5] == [batch.id for batch in reversed(made)] and len(set(listed)) == len(listed)
+    assert all(finished(batch).status == "completed" for batch in made)
+
+
+def wrong_batches():
+    create = lambda file_id, **more: client.batches.create(
+        **{"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h", **more}
+    )
+    rows = [row("a"), row("a"), {**row("c"), "url": "/v1/nothing"}, row("d", model="nobody"), row("e", stream=True)]
+    batch = finished(create(upload(rows).id))
+    assert batch.status == "failed" and batch.failed_at
+    found = {(error.line, error.param) for error in batch.errors.data}
+    assert {(3, "url"), (4, "body.model"), (5, "body.stream")} <= found, batch.errors
+    empty = finished(create(upload([]).id))
+    assert (empty.status, empty.errors.data[0].code) == ("failed", "empty_file")
+    raises(openai.BadRequestError, lambda: create("file-nothing"))
+    raises(openai.BadRequestError, lambda: create(upload([row("a")]).id, completion_window="later"))
+    raises(openai.BadRequestError, lambda: create(upload([row("a")]).id, metadata={"k": "x" * 600}))
+    raises(openai.NotFoundError, lambda: client.batches.retrieve("batch_nothing"))
+    other = client.files.create(file=b"{}", purpose="user_data")
+    raises(openai.BadRequestError, lambda: create(other.id))
+
+
+for check in [models, chat, streamed, helper, completions, embeddings, errors, tiers, timeouts, many, files, batches, pages, wrong_batches]:
     try:
         check()
     except Exception as error:

@@ -62,8 +62,8 @@ pub enum InputError {
 pub struct Rules {
     /// Models and lanes the deployment takes, where that can be known before.
     pub registered: Option<HashSet<(String, Lane)>>,
-    /// For rows that name no service tier.
-    pub lane: Lane,
+    /// For rows that name no service tier: the first that the row's model has.
+    pub lanes: Vec<Lane>,
     pub payload_bytes_max: usize,
 }
 
@@ -115,9 +115,20 @@ pub fn rows(path: &Path) -> io::Result<impl Iterator<Item = io::Result<Row>> + u
 }
 
 impl Rules {
+    /// The lane of a row.
+    pub fn lane(&self, row: &Row) -> Lane {
+        let is_there = |lane: &&Lane| self.takes(&row.model, **lane);
+        let first = || self.lanes.iter().find(is_there).or(self.lanes.first()).copied().unwrap_or_default();
+        row.lane.unwrap_or_else(first)
+    }
+
+    fn takes(&self, model: &str, lane: Lane) -> bool {
+        self.registered.as_ref().is_none_or(|registered| registered.contains(&(model.to_owned(), lane)))
+    }
+
     fn check(&self, row: Row) -> Result<Row, String> {
-        let lane = row.lane.unwrap_or(self.lane);
-        if self.registered.as_ref().is_some_and(|registered| !registered.contains(&(row.model.clone(), lane))) {
+        let lane = self.lane(&row);
+        if !self.takes(&row.model, lane) {
             return Err(format!(
                 "body.model: {:?} is not registered with lane {lane}; `inferq status` lists what is",
                 row.model
@@ -210,7 +221,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
         let registered = Some([("m".to_owned(), Lane::Default)].into());
-        let rules = Rules { registered, lane: Lane::Default, payload_bytes_max: 200 };
+        let rules = Rules { registered, lanes: vec![Lane::Default], payload_bytes_max: 200 };
         check(file.path(), &rules).map_err(|error| error.to_string())
     }
 

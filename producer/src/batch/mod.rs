@@ -8,10 +8,15 @@ mod arrivals;
 mod bits;
 mod input;
 mod output;
+mod pump;
 mod rows;
 mod run;
 mod state;
 mod unique;
 
-pub use input::{InputError, Problem, Row};
-pub use run::{Options, Progress, Stage, Summary, run};
+pub use bits::Bits;
+pub use input::{Checked, InputError, Problem, Row, Rules, check, rows};
+pub use output::{Outputs, row_of};
+pub use pump::{Plan, Progress, Run, Stage, last_result};
+pub use run::{Options, Summary, run};
+pub use state::State;

@@ -8,9 +8,24 @@ use serde::Deserialize;
 
 use super::bits::Bits;
 
+/// Where the lines of a run go.
+pub trait Outputs {
+    /// The rows that have their line.
+    fn done(&self) -> &Bits;
+
+    /// Of those, the ones that failed.
+    fn failed(&self) -> u64;
+
+    /// Writes a row's line, once; false if it had one.
+    fn write(&mut self, row: u64, line: &[u8], is_success: bool) -> impl Future<Output = anyhow::Result<bool>> + Send;
+
+    /// Has readers see what was written.
+    fn flush(&mut self) -> impl Future<Output = anyhow::Result<()>> + Send;
+}
+
 /// Both files of one run, and which rows stand in them.
 #[derive(Debug)]
-pub struct Outputs {
+pub struct Files {
     answers: BufWriter<File>,
     errors: BufWriter<File>,
     pub done: Bits,
@@ -24,7 +39,7 @@ pub fn errors_path(output: &Path) -> PathBuf {
     output.with_file_name(format!("{stem}.errors.{extension}"))
 }
 
-impl Outputs {
+impl Files {
     /// Opens both files and reads which rows they hold. A line that a crash cut short is dropped.
     pub fn open(output: &Path, errors: &Path, batch_id: &str, rows: u64) -> io::Result<Self> {
         let mut done = Bits::new(rows);
@@ -35,8 +50,25 @@ impl Outputs {
         Ok(Self { answers: BufWriter::new(answers), errors: BufWriter::new(errors), done, failed })
     }
 
-    /// Appends a row's line, once.
-    pub fn write(&mut self, row: u64, line: &[u8], is_success: bool) -> io::Result<bool> {
+    /// Everything on disk.
+    pub fn finish(mut self) -> io::Result<()> {
+        self.answers.flush()?;
+        self.errors.flush()?;
+        self.answers.get_ref().sync_all()?;
+        self.errors.get_ref().sync_all()
+    }
+}
+
+impl Outputs for Files {
+    fn done(&self) -> &Bits {
+        &self.done
+    }
+
+    fn failed(&self) -> u64 {
+        self.failed
+    }
+
+    async fn write(&mut self, row: u64, line: &[u8], is_success: bool) -> anyhow::Result<bool> {
         if !self.done.insert(row) {
             return Ok(false);
         }
@@ -47,16 +79,9 @@ impl Outputs {
         Ok(true)
     }
 
-    pub fn flush(&mut self) -> io::Result<()> {
+    async fn flush(&mut self) -> anyhow::Result<()> {
         self.answers.flush()?;
-        self.errors.flush()
-    }
-
-    /// Everything on disk.
-    pub fn finish(mut self) -> io::Result<()> {
-        self.flush()?;
-        self.answers.get_ref().sync_all()?;
-        self.errors.get_ref().sync_all()
+        Ok(self.errors.flush()?)
     }
 }
 
@@ -93,16 +118,16 @@ fn recover(path: &Path, batch_id: &str, done: &mut Bits) -> io::Result<File> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_cut_line_is_dropped_and_whole_ones_count() {
+    #[tokio::test]
+    async fn a_cut_line_is_dropped_and_whole_ones_count() {
         let folder = tempfile::tempdir().unwrap();
         let (output, errors) = (folder.path().join("o.jsonl"), folder.path().join("o.errors.jsonl"));
         std::fs::write(&output, "{\"id\":\"b-0\"}\n{\"id\":\"b-2\"}\n{\"id\":\"b-").unwrap();
         std::fs::write(&errors, "{\"id\":\"b-1\"}\n").unwrap();
-        let mut outputs = Outputs::open(&output, &errors, "b", 4).unwrap();
+        let mut outputs = Files::open(&output, &errors, "b", 4).unwrap();
         assert_eq!((outputs.done.count(), outputs.failed), (3, 1));
-        assert!(!outputs.write(2, b"{}", true).unwrap());
-        assert!(outputs.write(3, b"{\"id\":\"b-3\"}", true).unwrap());
+        assert!(!outputs.write(2, b"{}", true).await.unwrap());
+        assert!(outputs.write(3, b"{\"id\":\"b-3\"}", true).await.unwrap());
         outputs.finish().unwrap();
         assert_eq!(std::fs::read_to_string(&output).unwrap(), "{\"id\":\"b-0\"}\n{\"id\":\"b-2\"}\n{\"id\":\"b-3\"}\n");
     }
@@ -112,7 +137,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let output = folder.path().join("o.jsonl");
         std::fs::write(&output, "{\"id\":\"other-0\"}\n").unwrap();
-        assert!(Outputs::open(&output, &errors_path(&output), "b", 1).is_err());
+        assert!(Files::open(&output, &errors_path(&output), "b", 1).is_err());
         assert_eq!(std::fs::read_to_string(&output).unwrap(), "{\"id\":\"other-0\"}\n");
     }
 

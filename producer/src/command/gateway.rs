@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use connect::{FirstConnect, NatsArgs};
 use producer::Client;
 use producer::gateway::metrics::Metrics;
-use producer::gateway::{self, Gateway, KeyMode, Options, Tls};
+use producer::gateway::{self, Gateway, KeyMode, Options, Tls, WebhookOptions, WebhookSecret};
 use producer::reach::Reach;
 use service::admin::{self, Admin, Phase};
 use service::{health, stop_on_signal};
@@ -44,7 +44,7 @@ pub async fn run(nats: &NatsArgs, traces: Traces, args: GatewayArgs) -> anyhow::
         client.reach().await? == Reach::All,
         "these NATS credentials are a tenant's own; a gateway acts for all tenants and needs the operator's"
     );
-    let gateway = Arc::new(Gateway::new(client, options, metrics, stop.clone()));
+    let gateway = Arc::new(Gateway::new(client, options, metrics, stop.clone())?);
     let serving = gateway::serve(gateway, args.listen, tls, Duration::from_secs(args.grace_seconds));
     let Some(listening) = stop.run_until_cancelled(serving).await else { return Ok(0) };
     let listening = listening?;
@@ -74,6 +74,15 @@ fn options(args: &GatewayArgs) -> anyhow::Result<Options> {
         timeout: Duration::from_secs(args.timeout_seconds),
         resume: Duration::from_secs(args.resume_seconds),
         body_bytes: args.body_mebibytes as usize * (1 << 20),
+        file_bytes: usize::try_from(u64::from(args.file_mebibytes) << 20).unwrap_or(usize::MAX),
+        webhooks: WebhookOptions { hosts: args.webhook_host.clone(), secret: secret(args)? },
         origins: args.cors_origin.clone(),
     })
+}
+
+fn secret(args: &GatewayArgs) -> anyhow::Result<Option<WebhookSecret>> {
+    let Some(path) = &args.webhook_secret_file else { return Ok(None) };
+    let wrong = |reason: String| Usage(format!("--webhook-secret-file {}: {reason}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+    Ok(Some(text.parse().map_err(wrong)?))
 }

@@ -45,6 +45,21 @@ pub struct GatewayArgs {
     /// Mebibytes of one request's body, files apart
     #[arg(long, env = "INFERQ_BODY_MEBIBYTES", default_value_t = 32, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub body_mebibytes: u32,
+    /// Mebibytes of one file
+    #[arg(long, env = "INFERQ_FILE_MEBIBYTES", default_value_t = 1024, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
+    pub file_mebibytes: u32,
+    /// Hosts that webhooks may go to, separated by commas, with a port where it is not the scheme's own
+    #[arg(
+        long,
+        env = "INFERQ_WEBHOOK_HOSTS",
+        value_delimiter = ',',
+        value_name = "HOST",
+        requires = "webhook_secret_file"
+    )]
+    pub webhook_host: Vec<String>,
+    /// File with the secret that webhooks are signed with: whsec_ and base64
+    #[arg(long, env = "INFERQ_WEBHOOK_SECRET_FILE", value_name = "FILE")]
+    pub webhook_secret_file: Option<PathBuf>,
     /// TLS certificate chain
     #[arg(long, env = "INFERQ_TLS_CERT", value_name = "FILE", requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,

@@ -5,29 +5,40 @@
 
 mod answer;
 mod asked;
+mod batches;
 mod caller;
 mod error;
 mod events;
+mod files;
 mod jobs;
 mod leave;
 pub mod metrics;
 mod models;
+mod pages;
+mod records;
 mod routes;
 mod sample;
 mod serve;
+mod webhooks;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use connect::bucket::Bucket;
+use schemas::stream::FILES_BUCKET;
 use schemas::subject::{Lane, Token};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 pub use self::serve::{Listening, Tls, serve};
+pub use self::webhooks::{WebhookOptions, WebhookSecret};
 
 use self::caller::{Caller, Keys};
 use self::error::ApiResult;
 use self::metrics::Metrics;
+use self::records::Records;
 use self::sample::Samples;
+use self::webhooks::Webhooks;
 use crate::Client;
 
 /// Whether callers need a key.
@@ -50,6 +61,9 @@ pub struct Options {
     pub resume: Duration,
     /// Of a request's body.
     pub body_bytes: usize,
+    /// Of a file.
+    pub file_bytes: usize,
+    pub webhooks: WebhookOptions,
     /// Web pages that may ask, by their origins; `*` for all.
     pub origins: Vec<String>,
 }
@@ -62,14 +76,35 @@ pub struct Gateway {
     keys: Arc<Keys>,
     metrics: Arc<Metrics>,
     samples: Samples,
+    files: Arc<Bucket>,
+    records: Records,
+    webhooks: Webhooks,
+    /// By which other gateways know it.
+    name: String,
     /// Set when the gateway ends: what its callers leave behind goes on then.
     stopping: CancellationToken,
 }
 
 impl Gateway {
-    pub fn new(client: Client, options: Options, metrics: Arc<Metrics>, stopping: CancellationToken) -> Self {
-        let samples = Samples::start(client.clone(), stopping.clone());
-        Self { client, options, keys: Arc::default(), metrics, samples, stopping }
+    pub fn new(
+        client: Client,
+        options: Options,
+        metrics: Arc<Metrics>,
+        stopping: CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let jetstream = client.connection.jetstream.clone();
+        Ok(Self {
+            samples: Samples::start(client.clone(), stopping.clone()),
+            files: Arc::new(Bucket::new(jetstream.clone(), FILES_BUCKET)),
+            records: Records::new(jetstream),
+            webhooks: Webhooks::new(options.webhooks.clone())?,
+            name: Uuid::now_v7().simple().to_string(),
+            keys: Arc::default(),
+            client,
+            options,
+            metrics,
+            stopping,
+        })
     }
 
     /// Everybody, where no keys are asked for.

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::asked::Body;
 use super::caller::Caller;
 use super::error::{ApiError, ApiResult, JOB_ID};
-use super::{Gateway, jobs, models};
+use super::{Gateway, batches, files, jobs, models};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -32,7 +32,14 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/v1/jobs", post(jobs::create))
         .route("/v1/jobs/{id}", get(jobs::retrieve).delete(jobs::cancel))
         .route("/v1/jobs/{id}/events", get(jobs::log))
-        .route("/v1/jobs/{id}/tokens", get(jobs::tokens));
+        .route("/v1/jobs/{id}/tokens", get(jobs::tokens))
+        .route("/v1/files", get(files::list))
+        .route("/v1/files/{id}", get(files::retrieve).delete(files::delete))
+        .route("/v1/files/{id}/content", get(files::content))
+        .route("/v1/batches", get(batches::list).post(batches::create))
+        .route("/v1/batches/{id}", get(batches::retrieve))
+        .route("/v1/batches/{id}/cancel", post(batches::cancel))
+        .route("/v1/batches/{id}/retry", post(batches::retry));
     for endpoint in Endpoint::ALL {
         let answer = move |State(gateway): State<Arc<Gateway>>,
                            caller: Caller,
@@ -44,6 +51,7 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(gateway.options.body_bytes))
+        .route("/v1/files", post(files::create).layer(DefaultBodyLimit::max(gateway.options.file_bytes)))
         .layer(RequestBodyTimeoutLayer::new(BODY_SILENCE))
         .layer(middleware::from_fn_with_state(gateway.clone(), around));
     match cors(&gateway.options.origins) {

@@ -26,16 +26,16 @@ use uuid::Uuid;
 /// The largest body of a job: what a worker takes by default (`limits.body_bytes`). Results keep to it too.
 pub const BODY_BYTES_MAX: usize = 64 << 20;
 
-const CHUNK_BYTES_MAX: usize = 128 * 1024;
+pub(crate) const CHUNK_BYTES_MAX: usize = 128 * 1024;
 /// Chunks on their way to the server at a time.
 const CHUNKS_UNCONFIRMED: usize = 8;
 /// How the digest of an object begins.
-const DIGEST: &str = "SHA-256=";
+pub(crate) const DIGEST: &str = "SHA-256=";
 
 /// One object store.
 pub struct Bucket {
-    name: &'static str,
-    jetstream: Context,
+    pub(crate) name: &'static str,
+    pub(crate) jetstream: Context,
 }
 
 /// What is kept beside the chunks of an object, as far as it is read.
@@ -49,6 +49,13 @@ struct Meta {
     /// Other clients leave this behind.
     #[serde(default)]
     deleted: bool,
+}
+
+/// How large an object is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Size {
+    pub bytes: usize,
+    pub chunks: usize,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -143,15 +150,27 @@ impl Bucket {
             stored = stored.and(self.confirmed(sent).await);
         }
         stored?;
+        let digest = Sha256::digest(body);
+        self.put_meta(name, nuid, &Size { bytes: body.len(), chunks: body.len().div_ceil(chunk_bytes) }, &digest).await
+    }
+
+    /// Has an object be found by its name, once its chunks are stored.
+    pub(crate) async fn put_meta(
+        &self,
+        name: &str,
+        nuid: &str,
+        size: &Size,
+        digest: &[u8],
+    ) -> Result<(), PublishFailure> {
         let meta = json!({
             "name": name,
             "bucket": self.name,
             "nuid": nuid,
-            "size": body.len(),
-            "chunks": body.len().div_ceil(chunk_bytes),
+            "size": size.bytes,
+            "chunks": size.chunks,
             "mtime": OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default(),
-            "digest": format!("{DIGEST}{}", URL_SAFE.encode(Sha256::digest(body))),
-            "options": { "max_chunk_size": chunk_bytes },
+            "digest": format!("{DIGEST}{}", URL_SAFE.encode(digest)),
+            "options": { "max_chunk_size": CHUNK_BYTES_MAX },
         });
         let mut headers = HeaderMap::new();
         headers.insert(async_nats::header::NATS_ROLLUP, "sub");
@@ -160,7 +179,10 @@ impl Bucket {
         self.confirmed(sent.map_err(|error| classify_publish(&error))?).await
     }
 
-    async fn confirmed(&self, sent: async_nats::jetstream::context::PublishAckFuture) -> Result<(), PublishFailure> {
+    pub(crate) async fn confirmed(
+        &self,
+        sent: async_nats::jetstream::context::PublishAckFuture,
+    ) -> Result<(), PublishFailure> {
         match sent.await {
             Ok(_) => Ok(()),
             Err(error) if error.kind() == PublishErrorKind::StreamNotFound => {
@@ -170,7 +192,7 @@ impl Bucket {
         }
     }
 
-    async fn purge(&self, subject: String) -> Result<(), BucketError> {
+    pub(crate) async fn purge(&self, subject: String) -> Result<(), BucketError> {
         let purged = self.stream().await?.purge().filter(subject).await;
         purged.map(drop).map_err(|error| self.failed(error))
     }
@@ -188,7 +210,7 @@ impl Bucket {
     }
 
     /// The next message of a subject from a sequence on, or its last one.
-    async fn find(&self, subject: &str, from: Option<u64>) -> Result<Option<StreamMessage>, BucketError> {
+    pub(crate) async fn find(&self, subject: &str, from: Option<u64>) -> Result<Option<StreamMessage>, BucketError> {
         let stream = self.stream().await?;
         let found = match from {
             Some(_) => stream.direct_get_next_for_subject(subject, from).await,
@@ -211,7 +233,7 @@ impl Bucket {
         }
     }
 
-    async fn stream(&self) -> Result<Stream<()>, BucketError> {
+    pub(crate) async fn stream(&self) -> Result<Stream<()>, BucketError> {
         self.jetstream.get_stream_no_info(format!("OBJ_{}", self.name)).await.map_err(|error| self.failed(error))
     }
 
@@ -223,15 +245,15 @@ impl Bucket {
         }
     }
 
-    fn chunk_subject(&self, nuid: &str) -> String {
+    pub(crate) fn chunk_subject(&self, nuid: &str) -> String {
         format!("$O.{}.C.{nuid}", self.name)
     }
 
-    fn meta_subject(&self, name: &str) -> String {
+    pub(crate) fn meta_subject(&self, name: &str) -> String {
         format!("$O.{}.M.{}", self.name, URL_SAFE.encode(name))
     }
 
-    fn failed(&self, reason: impl ToString) -> BucketError {
+    pub(crate) fn failed(&self, reason: impl ToString) -> BucketError {
         BucketError::Server { bucket: self.name, reason: reason.to_string() }
     }
 }

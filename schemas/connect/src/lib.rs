@@ -4,6 +4,7 @@
 
 pub mod bucket;
 pub mod config;
+pub mod growing;
 mod options;
 mod publish;
 mod refusal;

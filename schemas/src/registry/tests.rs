@@ -141,7 +141,7 @@ fn storage_is_checked() {
         let message = echo(&format!("[storage]\nreplicas = {replicas}")).unwrap_err().to_string();
         assert_eq!(message, format!("registry: storage.replicas: is {replicas}; it must be 1 to 5"));
     }
-    for key in ["jobs_bytes", "results_bytes", "logs_bytes", "blobs_bytes"] {
+    for key in ["jobs_bytes", "results_bytes", "logs_bytes", "blobs_bytes", "files_bytes"] {
         let message = echo(&format!("[storage]\n{key} = -1")).unwrap_err().to_string();
         assert_eq!(message, format!("registry: storage.{key}: is -1; give a number of bytes, or 0 for no limit"));
         echo(&format!("[storage]\n{key} = 0")).unwrap();

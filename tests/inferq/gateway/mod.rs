@@ -1,5 +1,6 @@
 //! The gateway over HTTP: what it promises beyond what OpenAI's own clients see of it.
 
+mod batches;
 mod clients;
 mod keys;
 mod requests;
