@@ -73,6 +73,8 @@ pub enum Command {
     Keys(KeysCommand),
     /// Show queues, jobs in flight, workers and the backlog in seconds, or where one job stands
     Status(StatusArgs),
+    /// Show queues, workers and batches live in the terminal
+    Top,
     /// Run a NATS server and a worker for each model on this machine, for development
     Up(UpArgs),
     /// Print a completion script for a shell

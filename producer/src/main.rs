@@ -80,6 +80,7 @@ async fn obey(command: Command, nats: &NatsArgs, traces: Traces, output: Output)
         Command::Gateway(args) => command::gateway::run(nats, traces, *args).await,
         Command::Keys(command) => command::keys::run(nats, output, command).await,
         Command::Status(args) => command::status::run(nats, output, args).await,
+        Command::Top => command::top::run(nats).await,
         Command::Up(args) => command::up::run(args).await,
         Command::Completions { shell } => {
             let mut command = <Cli as clap::CommandFactory>::command();

@@ -8,13 +8,16 @@ use backlog::{Lane, Rate, ask, lanes, model_seconds, paces};
 use schemas::pace::Pace;
 use schemas::{WORKER_SERVICE, stream};
 use serde::Serialize;
+use time::OffsetDateTime;
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Status {
     pub lanes: Vec<LaneStatus>,
     /// Workers alive, by model.
     pub workers: BTreeMap<String, usize>,
     pub models: BTreeMap<String, ModelStatus>,
+    /// What each worker says of itself.
+    pub paces: Vec<Pace>,
     pub jobs: StreamStatus,
     pub results: StreamStatus,
     pub dead: StreamStatus,
@@ -35,6 +38,10 @@ pub struct LaneStatus {
     pub lag: u64,
     /// What the waiting jobs will take all workers of the model together. None while that is not known.
     pub backlog_seconds: Option<f64>,
+    /// Age of the first of the jobs that wait.
+    pub age_seconds: Option<f64>,
+    /// Jobs that were acknowledged since the lane was made.
+    pub acknowledged: u64,
 }
 
 /// What the workers of one model say of their pace, and what waits for them in all lanes.
@@ -64,6 +71,7 @@ pub async fn status(client: &Client, jetstream: &Context) -> anyhow::Result<Stat
         models: models(&lanes, &paces),
         lanes: lanes.into_iter().map(|lane| lane_status(lane, &paces)).collect(),
         workers,
+        paces,
         jobs: stream_status(jetstream, stream::JOBS).await,
         results: stream_status(jetstream, stream::RESULTS).await,
         dead: stream_status(jetstream, stream::DEAD).await,
@@ -71,10 +79,11 @@ pub async fn status(client: &Client, jetstream: &Context) -> anyhow::Result<Stat
 }
 
 fn lane_status(lane: Lane, paces: &[Pace]) -> LaneStatus {
-    let Lane { model, lane, queued, in_flight, redelivered, costs, .. } = lane;
+    let Lane { model, lane, queued, in_flight, redelivered, oldest, acknowledged, costs } = lane;
     let backlog_seconds = Rate::of_model(paces, &model).seconds(queued, &costs);
     let lag = queued + in_flight as u64;
-    LaneStatus { model, lane, queued, in_flight, redelivered, lag, backlog_seconds }
+    let age_seconds = oldest.map(|oldest| (OffsetDateTime::now_utc() - oldest).as_seconds_f64().max(0.0));
+    LaneStatus { model, lane, queued, in_flight, redelivered, lag, backlog_seconds, age_seconds, acknowledged }
 }
 
 fn models(lanes: &[Lane], paces: &[Pace]) -> BTreeMap<String, ModelStatus> {

@@ -69,7 +69,14 @@ mod tests {
             let event = LogEvent::Started { queue_seconds: number };
             let record = LogRecord { time: text(), job_id: text(), model: text(), worker: text(), attempt: 1, event };
             assert!(Encoding::MessagePack.decode::<LogMessage>(&Encoding::MessagePack.encode(&vec![record])).is_err());
-            let pace = Pace { worker: text(), model: text(), unit_seconds: Some(number), job_cost: None };
+            let pace = Pace {
+                worker: text(),
+                model: text(),
+                unit_seconds: Some(number),
+                job_cost: None,
+                device: None,
+                in_flight: 0,
+            };
             assert!(Encoding::MessagePack.decode::<Pace>(&Encoding::MessagePack.encode(&pace)).is_err());
         }
     }

@@ -17,4 +17,10 @@ pub struct Pace {
     /// Units of a job, on average. Null until it has done one.
     #[serde(default, deserialize_with = "crate::number::finite")]
     pub job_cost: Option<f64>,
+    /// `cpu` or `cuda`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// Jobs that it holds.
+    #[serde(default)]
+    pub in_flight: u64,
 }

@@ -96,6 +96,7 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
         metrics,
         origin,
         traces,
+        device: loaded.device,
         reply_prefixes: args.reply_prefix.clone(),
     };
     let (station, consumers) = match look_up(&connection, parts, &stop).await {

@@ -23,6 +23,7 @@ const SHARE: f64 = 0.3;
 pub struct Pace {
     worker: String,
     model: String,
+    device: &'static str,
     measured: Mutex<Measured>,
 }
 
@@ -40,8 +41,8 @@ struct Measured {
 }
 
 impl Pace {
-    pub fn new(worker: &str, model: &str) -> Self {
-        Self { worker: worker.to_owned(), model: model.to_owned(), measured: Mutex::default() }
+    pub fn new(worker: &str, model: &str, device: &'static str) -> Self {
+        Self { worker: worker.to_owned(), model: model.to_owned(), device, measured: Mutex::default() }
     }
 
     pub fn begin(&self) {
@@ -59,7 +60,14 @@ impl Pace {
     pub fn answer(&self) -> pace::Pace {
         let measured = self.measured.lock().expect("no panic while held");
         let (unit_seconds, job_cost) = (measured.unit_seconds, measured.job_cost);
-        pace::Pace { worker: self.worker.clone(), model: self.model.clone(), unit_seconds, job_cost }
+        pace::Pace {
+            worker: self.worker.clone(),
+            model: self.model.clone(),
+            unit_seconds,
+            job_cost,
+            device: Some(self.device.to_owned()),
+            in_flight: measured.in_flight as u64,
+        }
     }
 
     /// Seconds that this worker alone needs for so many jobs.

@@ -58,6 +58,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     pub origin: Origin,
     pub traces: Traces,
+    /// `cpu` or `cuda`.
+    pub device: &'static str,
     /// Subjects outside input may name as `Inferq-Reply-To`.
     pub reply_prefixes: Vec<String>,
 }
@@ -73,13 +75,13 @@ pub async fn look_up(
     loop {
         match try_look_up(connection, &parts).await {
             Ok((found, consumers)) => {
-                let Parts { name, model, text, engine, metrics, origin, traces, .. } = parts;
+                let Parts { name, model, device, text, engine, metrics, origin, traces, .. } = parts;
                 let (reply, ledger, bodies, chunks, tenants) = found;
                 let jetstream = connection.jetstream.clone();
                 let client = connection.client.clone();
                 let running = Running::default();
                 let cache = Cache::new(model.cache, connection, &origin.identity());
-                let pace = Arc::new(Pace::new(&name, &model.name));
+                let pace = Arc::new(Pace::new(&name, &model.name, device));
                 let station = Station {
                     name,
                     model,

@@ -134,6 +134,8 @@ fn of_tenant(tenant: &Token) -> Vec<Crossing> {
     // Not the lane of lifted jobs, whose headers are believed.
     let mut own: Vec<Crossing> =
         Lane::ALL.iter().map(|lane| service(&format!("inferq.jobs.*.{lane}.{tenant}.*"))).collect();
+    // What the gateway does for it: submit and wait, cancel, status.
+    own.push(service(&format!("inferq.control.*.{tenant}")));
     // Whether a model is served.
     own.push(api(Kind::Service, &account)(&format!("CONSUMER.INFO.{}.*", stream::JOBS)));
     for (name, kept) in [("results", stream::RESULTS), ("logs", stream::LOGS), ("tokens", stream::TOKENS)] {

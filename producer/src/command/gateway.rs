@@ -76,6 +76,7 @@ fn options(args: &GatewayArgs) -> anyhow::Result<Options> {
         body_bytes: args.body_mebibytes as usize * (1 << 20),
         file_bytes: usize::try_from(u64::from(args.file_mebibytes) << 20).unwrap_or(usize::MAX),
         webhooks: WebhookOptions { hosts: args.webhook_host.clone(), secret: secret(args)? },
+        show_payloads: args.show_payloads,
         origins: args.cors_origin.clone(),
     })
 }

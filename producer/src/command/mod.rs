@@ -12,6 +12,7 @@ pub mod status;
 pub mod submit;
 pub mod tenants;
 pub mod tokens;
+pub mod top;
 pub mod up;
 
 use std::io::Write;

@@ -60,6 +60,9 @@ pub struct GatewayArgs {
     /// File with the secret that webhooks are signed with: whsec_ and base64
     #[arg(long, env = "INFERQ_WEBHOOK_SECRET_FILE", value_name = "FILE")]
     pub webhook_secret_file: Option<PathBuf>,
+    /// Show operators what dead letters asked: prompts and documents of all tenants
+    #[arg(long, env = "INFERQ_SHOW_PAYLOADS", value_parser = clap::builder::BoolishValueParser::new())]
+    pub show_payloads: bool,
     /// TLS certificate chain
     #[arg(long, env = "INFERQ_TLS_CERT", value_name = "FILE", requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,

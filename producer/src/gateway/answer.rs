@@ -39,11 +39,16 @@ impl Gateway {
     }
 
     async fn wait(self: Arc<Self>, caller: Caller, asked: Asked) -> ApiResult<Response> {
+        respond(self.result(&caller, &asked).await?)
+    }
+
+    /// Sends a job and waits for its result. Who drops this leaves, and the job with it.
+    pub async fn result(self: &Arc<Self>, caller: &Caller, asked: &Asked) -> ApiResult<JobResult> {
         let job_id = asked.job_id().clone();
         // Before the job is sent, so that its result cannot be missed.
         let waiting = self.client.listen(&caller.token, &job_id, asked.fingerprint.is_some()).await?;
-        self.send(&asked, &caller).await?;
-        let leave = Leave::new(&self, &caller, &job_id, asked.fingerprint.is_none(), Duration::ZERO);
+        self.send(asked, caller).await?;
+        let leave = Leave::new(self, caller, &job_id, asked.fingerprint.is_none(), Duration::ZERO);
         let result = match timeout(self.options.timeout, waiting.result()).await {
             Ok(result) => result?,
             Err(_) => {
@@ -53,7 +58,7 @@ impl Gateway {
         };
         leave.stay();
         asked.check(&result)?;
-        respond(result)
+        Ok(result)
     }
 }
 

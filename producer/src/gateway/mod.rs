@@ -7,6 +7,8 @@ mod answer;
 mod asked;
 mod batches;
 mod caller;
+mod control;
+mod dashboard;
 mod error;
 mod events;
 mod files;
@@ -30,13 +32,14 @@ use schemas::subject::{Lane, Token};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+pub use self::dashboard::{Looks, Queue, Snapshot, TenantBatch};
+pub use self::records::Records;
 pub use self::serve::{Listening, Tls, serve};
 pub use self::webhooks::{WebhookOptions, WebhookSecret};
 
 use self::caller::{Caller, Keys};
 use self::error::ApiResult;
 use self::metrics::Metrics;
-use self::records::Records;
 use self::sample::Samples;
 use self::webhooks::Webhooks;
 use crate::Client;
@@ -64,6 +67,8 @@ pub struct Options {
     /// Of a file.
     pub file_bytes: usize,
     pub webhooks: WebhookOptions,
+    /// Whether operators are shown what dead letters asked.
+    pub show_payloads: bool,
     /// Web pages that may ask, by their origins; `*` for all.
     pub origins: Vec<String>,
 }
@@ -93,10 +98,11 @@ impl Gateway {
         stopping: CancellationToken,
     ) -> anyhow::Result<Self> {
         let jetstream = client.connection.jetstream.clone();
+        let records = Records::new(jetstream.clone());
         Ok(Self {
-            samples: Samples::start(client.clone(), stopping.clone()),
-            files: Arc::new(Bucket::new(jetstream.clone(), FILES_BUCKET)),
-            records: Records::new(jetstream),
+            samples: Samples::start(client.clone(), records.clone(), stopping.clone()),
+            files: Arc::new(Bucket::new(jetstream, FILES_BUCKET)),
+            records,
             webhooks: Webhooks::new(options.webhooks.clone())?,
             name: Uuid::now_v7().simple().to_string(),
             keys: Arc::default(),

@@ -116,20 +116,31 @@ impl Records {
         Ok(())
     }
 
-    /// The ids of a tenant's records, the newest first: ids are in the order of their making.
+    /// The ids of a tenant's records, the newest first.
     pub async fn ids(&self, kind: Kind, tenant: &Token) -> anyhow::Result<VecDeque<String>> {
+        let keys = self.keys(kind, Some(tenant)).await?;
+        Ok(keys.into_iter().map(|key| id_of(&key).to_owned()).collect())
+    }
+
+    /// The keys of records, the newest first: ids are in the order of their making.
+    pub async fn keys(&self, kind: Kind, tenant: Option<&Token>) -> anyhow::Result<Vec<String>> {
         let stream = self.jetstream.get_stream_no_info(format!("KV_{BATCHES_BUCKET}")).await?;
-        let found = stream.info_with_subjects(subject(&kind.filter(Some(tenant)))).await?;
-        let id = |(subject, _): (String, usize)| subject.rsplit('.').next().unwrap_or_default().to_owned();
-        let mut ids: Vec<String> = found.map_ok(id).try_collect().await?;
-        ids.sort_by(|a, b| b.cmp(a));
-        Ok(ids.into())
+        let found = stream.info_with_subjects(subject(&kind.filter(tenant))).await?;
+        let prefix = subject("");
+        let key = |(subject, _): (String, usize)| subject.strip_prefix(&prefix).unwrap_or_default().to_owned();
+        let mut keys: Vec<String> = found.map_ok(key).try_collect().await?;
+        keys.sort_by(|a, b| id_of(b).cmp(id_of(a)));
+        Ok(keys)
     }
 }
 
 /// Whether an entry of the bucket is a record, and not the mark of one that is gone.
 pub fn is_record(entry: &kv::Entry) -> bool {
     entry.operation == Operation::Put
+}
+
+fn id_of(key: &str) -> &str {
+    key.rsplit('.').next().unwrap_or_default()
 }
 
 fn subject(key: &str) -> String {

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::asked::Body;
 use super::caller::Caller;
 use super::error::{ApiError, ApiResult, JOB_ID};
-use super::{Gateway, batches, files, jobs, models};
+use super::{Gateway, batches, dashboard, files, jobs, models};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -39,7 +39,8 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/v1/batches", get(batches::list).post(batches::create))
         .route("/v1/batches/{id}", get(batches::retrieve))
         .route("/v1/batches/{id}/cancel", post(batches::cancel))
-        .route("/v1/batches/{id}/retry", post(batches::retry));
+        .route("/v1/batches/{id}/retry", post(batches::retry))
+        .merge(dashboard::routes());
     for endpoint in Endpoint::ALL {
         let answer = move |State(gateway): State<Arc<Gateway>>,
                            caller: Caller,

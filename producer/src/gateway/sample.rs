@@ -6,8 +6,9 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::dashboard::{Looks, Snapshot};
+use super::records::Records;
 use crate::Client;
-use crate::status::{Status, status};
 
 const EVERY: Duration = Duration::from_secs(1);
 /// What a full queue is given to have room again: a part of what it will take to be empty, within bounds.
@@ -15,26 +16,29 @@ const ROOM_PART: f64 = 0.1;
 const ROOM_UNKNOWN: Duration = Duration::from_secs(5);
 const ROOM_MAX: f64 = 60.0;
 
+pub type Latest = watch::Receiver<Option<Arc<Snapshot>>>;
+
 #[derive(Debug)]
 pub struct Samples {
-    latest: watch::Receiver<Option<Arc<Status>>>,
+    latest: Latest,
     wanted: Arc<Notify>,
 }
 
 impl Samples {
-    pub fn start(client: Client, stopping: CancellationToken) -> Self {
+    pub fn start(client: Client, records: Records, stopping: CancellationToken) -> Self {
         let (sender, latest) = watch::channel(None);
         let wanted = Arc::new(Notify::new());
         let asked = wanted.clone();
         tokio::spawn(async move {
             let look = async {
+                let mut looks = Looks::default();
                 loop {
                     // One receiver is the gateway's own.
                     if sender.receiver_count() <= 1 {
                         asked.notified().await;
                     }
-                    match status(&client.connection.client, &client.connection.jetstream).await {
-                        Ok(status) => drop(sender.send_replace(Some(Arc::new(status)))),
+                    match looks.look(&client, &records).await {
+                        Ok(snapshot) => drop(sender.send_replace(Some(Arc::new(snapshot)))),
                         Err(error) => tracing::warn!(error = format!("{error:#}"), "queues not looked at"),
                     }
                     tokio::time::sleep(EVERY).await;
@@ -45,13 +49,21 @@ impl Samples {
         Self { latest, wanted }
     }
 
+    /// What there is to see, as it changes.
+    pub fn follow(&self) -> Latest {
+        let mut latest = self.latest.clone();
+        latest.mark_unchanged();
+        self.wanted.notify_one();
+        latest
+    }
+
     /// When a full queue may have room again.
     pub fn room_after(&self, model: Option<&str>) -> Duration {
         self.wanted.notify_one();
         let latest = self.latest.borrow().clone();
-        let backlog = latest.and_then(|status| match model {
-            Some(model) => status.models.get(model)?.backlog_seconds,
-            None => status.models.values().filter_map(|model| model.backlog_seconds).reduce(f64::max),
+        let backlog = latest.and_then(|snapshot| match model {
+            Some(model) => snapshot.status.models.get(model)?.backlog_seconds,
+            None => snapshot.status.models.values().filter_map(|model| model.backlog_seconds).reduce(f64::max),
         });
         backlog.map_or(ROOM_UNKNOWN, |seconds| Duration::from_secs_f64((seconds * ROOM_PART).clamp(1.0, ROOM_MAX)))
     }

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::routes::router;
-use super::{Gateway, KeyMode, batches};
+use super::{Gateway, KeyMode, batches, control};
 
 /// Time for the head of a request: who sends it a byte at a time holds up nobody else.
 const HEAD_MAX: Duration = Duration::from_secs(20);
@@ -59,9 +59,12 @@ pub async fn serve(
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
     let handle = Handle::new();
+    let control = control::answer(&gateway).await?;
     let (stopping, stop) = (gateway.stopping.clone(), handle.clone());
     tokio::spawn(async move {
         stopping.cancelled().await;
+        // Others are asked from now on.
+        let _ = control.stop().await;
         stop.graceful_shutdown(Some(grace));
     });
     tokio::spawn(batches::keep(gateway.clone()));

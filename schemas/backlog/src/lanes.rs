@@ -30,6 +30,8 @@ pub struct Lane {
     pub redelivered: usize,
     /// When the first of the waiting jobs was published.
     pub oldest: Option<OffsetDateTime>,
+    /// Jobs that were acknowledged since the consumer was made.
+    pub acknowledged: u64,
     /// What producers say that jobs cost, of an even sample of the waiting ones.
     pub costs: Vec<Option<f64>>,
 }
@@ -68,6 +70,7 @@ async fn lane(jobs: &Stream, info: &consumer::Info) -> Option<Lane> {
         queued: info.num_pending,
         in_flight: info.num_ack_pending,
         redelivered: info.num_redelivered,
+        acknowledged: info.ack_floor.consumer_sequence,
         oldest: waiting.values().next().map(|seen| seen.published),
         costs: waiting.into_values().map(|seen| seen.cost).collect(),
     })

@@ -2,6 +2,8 @@
 
 mod batches;
 mod clients;
+mod control;
+mod dashboard;
 mod keys;
 mod requests;
 mod streams;

@@ -119,7 +119,7 @@ mod tests {
 
     fn lane(lane: &str, queued: u64) -> Lane {
         let (model, lane) = ("m".to_owned(), lane.to_owned());
-        Lane { model, lane, queued, in_flight: 1, redelivered: 0, oldest: None, costs: vec![None] }
+        Lane { model, lane, queued, in_flight: 1, redelivered: 0, oldest: None, acknowledged: 0, costs: vec![None] }
     }
 
     fn pace(unit_seconds: Option<f64>) -> Pace {

@@ -30,7 +30,7 @@ use super::caller::Caller;
 use super::error::{ApiError, ApiResult};
 use super::files::{is_id, seconds, wrong_query};
 use super::pages::{List, Paging};
-use super::records::Kind;
+use super::records::{Kind, Records};
 
 /// The same batch asked for again within this time is the same batch: clients repeat requests whose answers were lost.
 const SAME_SECONDS: i64 = 60;
@@ -196,6 +196,15 @@ pub async fn retry(
     let again = BatchRecord { batch, results_after: 0, driver: None, webhook, lanes: lanes(&caller), ..record };
     gateway.records.create(&Kind::Batches.key(&caller.token, &new), &again).await?;
     Ok(Json(again.batch))
+}
+
+/// The newest batches of all tenants.
+pub async fn recent(records: &Records, most: usize) -> anyhow::Result<Vec<(String, BatchObject)>> {
+    let mut keys = records.keys(Kind::Batches, None).await?;
+    keys.truncate(most);
+    let read = async |key: String| records.get::<BatchRecord>(&key).await;
+    let found: Vec<_> = futures::stream::iter(keys).map(read).buffered(PAGE.0).try_collect().await?;
+    Ok(found.into_iter().flatten().map(|found| (found.record.tenant, found.record.batch)).collect())
 }
 
 impl Gateway {
