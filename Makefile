@@ -5,7 +5,7 @@ CARGO := cargo --locked
 DENY_VERSION := 0.20.2
 DENY := $(abspath $(BIN))/../tools/bin/cargo-deny
 
-.PHONY: help build demo test check check-deploy check-cuda bench bench-decoder bench-encoder chaos scale-test fuzz images compose-test schemas fmt
+.PHONY: help build demo test test-clients test-dashboard test-api check check-deploy check-cuda bench bench-decoder bench-encoder chaos scale-test fuzz images compose-test schemas fmt
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
@@ -65,6 +65,16 @@ bench-encoder: build ## measure the encoder beside the engines people would take
 # BENCH_ARGS: names of parts, all of them unless given: rates, quality, queue; and --rounds N.
 bench-decoder: build ## measure the decoder beside llama.cpp
 	$(CARGO) bench -p tests --bench decoder -- $(BENCH_ARGS)
+
+test-clients: build ## run OpenAI's own clients against the gateway; part of `make test`
+	$(CARGO) test --release -p tests --test inferq -- gateway::clients
+
+test-dashboard: build ## open the dashboard in headless Chromium and use it; installs Debian's package where it is missing
+	tests/dashboard/run.sh
+
+# EXAMPLES: requests for each operation, 30 unless given.
+test-api: build ## have schemathesis ask the gateway what its OpenAPI document allows and what it does not
+	tests/api/run.sh
 
 # CHAOS_ARGS: names of scenarios, --seed, --random; `make chaos CHAOS_ARGS=--help` shows them all.
 chaos: build ## break everything on purpose, long, and account for every job

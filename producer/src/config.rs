@@ -294,6 +294,7 @@ pub struct LogsArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   inferq up                                  until Ctrl-C
+  inferq up --gateway 127.0.0.1:8080         the same, with OpenAI's API and a dashboard
   inferq up -- inferq batch run in.jsonl -o out.jsonl   until the command ends")]
 pub struct UpArgs {
     /// Model registry
@@ -305,6 +306,9 @@ pub struct UpArgs {
     /// Port of the NATS server; 0 takes a free one
     #[arg(long, default_value_t = 4222)]
     pub port: u16,
+    /// Also a gateway that asks for no keys, at this address
+    #[arg(long, value_name = "ADDRESS")]
+    pub gateway: Option<std::net::SocketAddr>,
     /// Only these models of the registry
     #[arg(long = "model", value_name = "NAME")]
     pub models: Vec<String>,

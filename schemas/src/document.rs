@@ -72,7 +72,7 @@ fn bodies(endpoint: Endpoint) -> (&'static str, &'static str) {
 #[derive(JsonSchema)]
 #[schemars(rename = "ChatCompletionRequest")]
 #[expect(dead_code, reason = "only its schema is used: the two are read from one body")]
-struct ChatBody {
+pub struct ChatBody {
     #[schemars(flatten)]
     request: ChatCompletionRequest,
     #[schemars(flatten)]
@@ -83,7 +83,7 @@ struct ChatBody {
 #[derive(JsonSchema)]
 #[schemars(rename = "CompletionRequest")]
 #[expect(dead_code, reason = "only its schema is used: the two are read from one body")]
-struct CompletionBody {
+pub struct CompletionBody {
     #[schemars(flatten)]
     request: CompletionRequest,
     #[schemars(flatten)]

@@ -42,6 +42,7 @@ fn the_readme_lists_every_header() {
 fn every_metric_is_documented() {
     check_metrics("Metrics of a worker", &metrics::TABLE);
     check_metrics("Metrics of the logger", &logger::metrics::TABLE);
+    check_metrics("Metrics of the gateway", &producer::gateway::metrics::TABLE);
 }
 
 fn check_metrics(heading: &str, table: &[(&str, &str, &str)]) {
@@ -53,13 +54,21 @@ fn check_metrics(heading: &str, table: &[(&str, &str, &str)]) {
             "| `{name}` | {label} | {meaning} |"
         );
     }
-    let documented = rows.iter().filter(|row| row[0].starts_with("`inferq_")).count();
+    let documented = rows.iter().filter(|row| row[0].starts_with('`')).count();
     assert_eq!(documented, table.len(), "{heading} has a metric that does not exist");
 }
 
 #[test]
 fn the_readme_lists_every_option_of_a_worker() {
     assert_eq!(documented_options("The worker"), options(&help("inferq-worker")));
+}
+
+#[test]
+fn the_readme_lists_every_option_of_the_gateway() {
+    let output = run(&program("inferq"), &["gateway", "--help"], &[]);
+    let help = String::from_utf8(output.stdout).unwrap();
+    let (own, _) = help.split_once("NATS connection:").unwrap();
+    assert_eq!(documented_options("The gateway"), options(own));
 }
 
 #[test]

@@ -6,6 +6,7 @@
 mod children;
 mod server;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -54,6 +55,9 @@ async fn bring_up(
         children.start(&model.name, &mut worker_command(args, worker, model, &url))?;
     }
     wait_for_workers(&connection, models, children).await?;
+    if let Some(address) = args.gateway {
+        start_gateway(args, address, &url, children).await?;
+    }
     eprintln!("ready: {}", models.iter().map(|model| model.name.as_str()).collect::<Vec<_>>().join(", "));
     if args.command.is_empty() {
         eprintln!("export NATS_URL={url}   (Ctrl-C stops everything)");
@@ -62,6 +66,30 @@ async fn bring_up(
     }
     let status = run_command(&args.command, &url).await?;
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+}
+
+/// Starts a gateway and waits until it listens.
+async fn start_gateway(args: &UpArgs, address: SocketAddr, url: &str, children: &mut Children) -> anyhow::Result<()> {
+    let listen = match address.port() {
+        0 => SocketAddr::new(address.ip(), server::free_port(0).await?),
+        _ => address,
+    };
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["gateway", "--keys", "off", "--server", url, "--admin", "127.0.0.1:0", "--log", &args.log]);
+    command.arg("--listen").arg(listen.to_string()).stdin(Stdio::null());
+    forget_nats(&mut command);
+    children.start("gateway", &mut command)?;
+    let listens = async {
+        while tokio::net::TcpStream::connect(listen).await.is_err() {
+            tokio::time::sleep(READY_POLL).await;
+        }
+    };
+    tokio::select! {
+        () = listens => {}
+        name = children.first_exit() => anyhow::bail!("{name} has stopped; its message stands above"),
+    }
+    eprintln!("gateway is ready at http://{listen}");
+    Ok(())
 }
 
 /// Runs the given command in the foreground, with the server in its environment.

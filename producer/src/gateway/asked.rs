@@ -7,6 +7,8 @@ use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, StatusCode};
+use opentelemetry::Context;
+use opentelemetry::context::FutureExt as _;
 use schemas::codec::Encoding;
 use schemas::header;
 use schemas::job::{Endpoint, Job, Method};
@@ -52,6 +54,8 @@ pub struct Asked {
     pub job: Job,
     /// Whether chunks of the answer are wanted.
     pub stream: bool,
+    /// The trace that the request belongs to.
+    pub context: Context,
     /// Where the request may be made again: what a result has to name for it to be its own.
     pub fingerprint: Option<String>,
 }
@@ -108,7 +112,7 @@ impl Asked {
         };
         let address = Address { model, lane, tenant: caller.tenant.clone(), job_id };
         let submission = Submission { address, encoding: Encoding::Json, payload, options };
-        Ok(Self { submission, job, stream, fingerprint })
+        Ok(Self { submission, job, stream, context: context(headers), fingerprint })
     }
 
     pub fn job_id(&self) -> &JobId {
@@ -126,7 +130,7 @@ impl Gateway {
                 return Err(ApiError::too_many("queue_limit_exceeded", message, self.room_after(None).await));
             }
         }
-        match self.client.submit(&asked.submission).await {
+        match self.client.submit(&asked.submission).with_context(asked.context.clone()).await {
             Ok(submitted) => Ok(submitted),
             Err(error) => {
                 let refused = ApiError::from(error);
@@ -139,6 +143,17 @@ impl Gateway {
             }
         }
     }
+}
+
+/// The context in W3C's headers.
+fn context(headers: &HeaderMap) -> Context {
+    let mut carried = async_nats::HeaderMap::new();
+    for name in [header::TRACEPARENT, header::TRACESTATE] {
+        if let Some(value) = headers.get(name).and_then(|value| value.to_str().ok()) {
+            carried.insert(name, value);
+        }
+    }
+    traces::context_in(Some(&carried))
 }
 
 /// A JSON body, with the place of what is wrong with it.

@@ -29,7 +29,12 @@ pub type ApiResult<T> = Result<T, ApiError>;
 
 impl ApiError {
     pub fn new(status: StatusCode, error: ErrorObject) -> Self {
-        Self { status, error: Box::new(error), headers: Box::default() }
+        let mut headers = HeaderMap::new();
+        if status == StatusCode::PAYLOAD_TOO_LARGE {
+            // The rest of the body is not read: nothing can follow it on this connection.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        Self { status, error: Box::new(error), headers: Box::new(headers) }
     }
 
     /// The caller's mistake.

@@ -13,6 +13,7 @@ use connect::PublishFailure;
 use connect::bucket::Bucket;
 use connect::growing::{self, Growing};
 use futures::{StreamExt, TryStreamExt};
+use schemars::JsonSchema;
 use schemas::result::ErrorObject;
 use schemas::stream::FILES_DAYS;
 use serde::{Deserialize, Serialize};
@@ -29,14 +30,14 @@ use super::records::Kind;
 const DAY: i64 = 24 * 3600;
 /// What `expires_after` may ask for, in seconds.
 const EXPIRES_AFTER: std::ops::RangeInclusive<i64> = 3600..=FILES_DAYS as i64 * DAY;
-const PURPOSES: [&str; 6] = ["assistants", "batch", "fine-tune", "vision", "user_data", "evals"];
+pub const PURPOSES: [&str; 6] = ["assistants", "batch", "fine-tune", "vision", "user_data", "evals"];
 const FIELD_BYTES_MAX: usize = 4096;
 const FILES_PAGE: usize = 10_000;
 /// Records that are read at a time.
 const READ_AT_A_TIME: usize = 64;
 
 /// OpenAI's File object.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 pub struct FileObject {
     pub id: String,
     pub object: String,

@@ -8,6 +8,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
+use schemars::JsonSchema;
 use schemas::job::{Endpoint, Job};
 use schemas::log::{LogEvent, LogRecord};
 use schemas::result::{ErrorObject, JobResult};
@@ -24,7 +25,7 @@ use crate::client::ReadError;
 use crate::standing::Standing;
 
 /// A job as it stands.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, JsonSchema)]
 pub struct JobObject {
     id: String,
     object: &'static str,

@@ -16,6 +16,7 @@ mod jobs;
 mod leave;
 pub mod metrics;
 mod models;
+mod openapi;
 mod pages;
 mod records;
 mod routes;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
+use schemars::JsonSchema;
 use schemas::result::ErrorObject;
 use serde::Serialize;
 
@@ -12,7 +13,7 @@ use super::Gateway;
 use super::caller::Caller;
 use super::error::{ApiError, ApiResult};
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct ModelObject {
     id: String,
     object: &'static str,
@@ -21,7 +22,7 @@ pub struct ModelObject {
     owned_by: &'static str,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct ModelList {
     object: &'static str,
     data: Vec<ModelObject>,

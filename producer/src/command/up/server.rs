@@ -78,7 +78,7 @@ async fn fetch(args: &UpArgs, worker: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// The asked port, or a free one for 0. An occupied port is said here, not in the server's log.
-async fn free_port(asked: u16) -> anyhow::Result<u16> {
+pub async fn free_port(asked: u16) -> anyhow::Result<u16> {
     let listener = TcpListener::bind(("127.0.0.1", asked)).await;
     let listener = listener.with_context(|| {
         format!("--port {asked} is in use; another server may run there, --port 0 takes a free one")

@@ -13,6 +13,7 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use futures::{StreamExt, TryStreamExt};
+use schemars::JsonSchema;
 use schemas::result::ErrorObject;
 use schemas::subject::Lane;
 use serde::Deserialize;
@@ -41,8 +42,9 @@ const METADATA_PAIRS_MAX: usize = 16;
 const METADATA_KEY_MAX: usize = 64;
 const METADATA_VALUE_MAX: usize = 512;
 
-#[derive(Clone, Debug, Deserialize)]
-struct Create {
+/// What a batch is asked for by.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+pub struct Create {
     input_file_id: String,
     endpoint: String,
     completion_window: String,
@@ -55,8 +57,8 @@ struct Create {
     webhook_url: Option<String>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
-struct ExpiresAfter {
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+pub struct ExpiresAfter {
     seconds: i64,
 }
 

@@ -1,11 +1,12 @@
 //! A batch as OpenAI's clients see it, and what gateways keep of it beside.
 
+use schemars::JsonSchema;
 use schemas::subject::Lane;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// How far a batch is.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     Validating,
@@ -25,7 +26,7 @@ impl Status {
 }
 
 /// OpenAI's Batch object. Times are Unix seconds.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 pub struct BatchObject {
     pub id: String,
     pub object: String,
@@ -53,7 +54,7 @@ pub struct BatchObject {
     pub retry_of: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq, JsonSchema)]
 pub struct Counts {
     pub total: u64,
     pub completed: u64,
@@ -61,13 +62,13 @@ pub struct Counts {
 }
 
 /// What is wrong with the input file, by its lines.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 pub struct Errors {
     pub object: String,
     pub data: Vec<LineError>,
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 pub struct LineError {
     pub code: String,
     pub message: String,

@@ -20,21 +20,24 @@ use super::error::{ApiError, ApiResult};
 pub use self::snapshot::{Looks, Queue, Snapshot, TenantBatch};
 
 /// What is served: a name, its type and its text.
-const FILES: [(&str, &str, &str); 6] = [
+const FILES: [(&str, &str, &str); 7] = [
     ("style.css", "text/css", include_str!("static/style.css")),
     ("main.js", "text/javascript", include_str!("static/main.js")),
     ("events.js", "text/javascript", include_str!("static/events.js")),
     ("tables.js", "text/javascript", include_str!("static/tables.js")),
     ("dead.js", "text/javascript", include_str!("static/dead.js")),
+    ("docs.js", "text/javascript", include_str!("static/docs.js")),
     ("words.js", "text/javascript", include_str!("static/words.js")),
 ];
 const PAGE: &str = include_str!("static/index.html");
+const DOCS: &str = include_str!("static/docs.html");
 /// Nothing but what comes from here: no name of a model or a job can become a script.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 pub fn routes() -> Router<Arc<Gateway>> {
     Router::new()
         .route("/", get(|| async { file("text/html; charset=utf-8", PAGE) }))
+        .route("/docs", get(|| async { file("text/html; charset=utf-8", DOCS) }))
         .route("/dashboard/{name}", get(part))
         .route("/dashboard/events", get(events))
         .route("/dashboard/dead", get(dead::list))

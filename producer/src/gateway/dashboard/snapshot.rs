@@ -68,7 +68,7 @@ impl Looks {
             Queue { lane: lane.clone(), rate }
         };
         Ok(Snapshot {
-            time: OffsetDateTime::now_utc().format(&Rfc3339)?,
+            time: OffsetDateTime::now_utc().truncate_to_second().format(&Rfc3339)?,
             queues: status.lanes.iter().map(&mut queue).collect(),
             workers: status.paces.clone(),
             batches: batches.into_iter().map(|(tenant, batch)| TenantBatch { tenant, batch }).collect(),

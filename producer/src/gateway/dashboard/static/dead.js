@@ -12,13 +12,13 @@ export async function update(secret, count) {
   shownCount = count;
   const { data, show_payloads: canShow } = await ask(secret, "/dashboard/dead");
   const columns = [
-    { head: "When", of: (letter) => time(letter.time) },
-    { head: "Job", of: (letter) => letter.job_id },
-    { head: "Tenant", of: (letter) => letter.tenant },
-    { head: "Model", of: (letter) => `${letter.model} · ${letter.lane}` },
+    { head: "Job", of: (letter) => letter.job_id, kind: () => "name" },
     { head: "Class", of: (letter) => letter.class ?? "–", kind: () => "bad" },
+    { head: "Why", of: (letter) => letter.reason, kind: () => "name" },
     { head: "Tries", of: (letter) => letter.attempts, number: true },
-    { head: "Why", of: (letter) => letter.reason, kind: () => "reason" },
+    { head: "Model", of: (letter) => `${letter.model} · ${letter.lane}`, kind: () => "name" },
+    { head: "Tenant", of: (letter) => letter.tenant },
+    { head: "When", of: (letter) => time(letter.time) },
     { head: "Do", of: (letter, cell) => actions(letter, cell, secret, canShow) },
   ];
   show(document.querySelector("#dead"), columns, data, (letter) => `${letter.sequence}`, "None: no job was given up.");
@@ -33,19 +33,22 @@ function actions(letter, cell, secret, canShow) {
     made.textContent = text;
     made.setAttribute("aria-label", `${text} job ${letter.job_id}`);
     made.addEventListener("click", async () => {
-      made.disabled = true;
+      // Not disabled: it would lose the focus.
+      if (made.ariaBusy === "true") return;
+      made.ariaBusy = "true";
       try {
         await act();
       } catch (error) {
         open(`Job ${letter.job_id}`, error.message);
       }
-      made.disabled = false;
+      made.ariaBusy = "false";
     });
     group.append(made, " ");
   };
   button("Replay", async () => {
     await ask(secret, `${place}/replay`, "POST");
-    cell.parentElement.remove();
+    // It may have become a letter again already, and their number be the same.
+    shownCount = -1;
   });
   if (canShow) {
     button("Show", async () => open(`Job ${letter.job_id}`, JSON.stringify(await ask(secret, place), null, 2)));

@@ -33,7 +33,7 @@ const workers = [
 
 const KINDS = { completed: "good", failed: "bad", expired: "bad", cancelled: "dim" };
 const batches = [
-  { head: "Batch", of: (batch) => batch.id },
+  { head: "Batch", of: (batch) => batch.id, kind: () => "name" },
   { head: "Tenant", of: (batch) => batch.tenant },
   { head: "Status", of: (batch) => batch.status.replace("_", " "), kind: (batch) => KINDS[batch.status] ?? "" },
   { head: "Progress", of: progress },

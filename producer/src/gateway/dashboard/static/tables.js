@@ -47,6 +47,7 @@ function fill(row, columns, item) {
   columns.forEach((column, place) => {
     const cell = row.cells[place];
     const value = column.of(item, cell);
+    cell.dataset.head = column.head;
     const names = [column.number ? "number" : "", column.kind?.(item) ?? ""].filter(Boolean).join(" ");
     if (cell.className !== names) cell.className = names;
     if (value instanceof Node) {
