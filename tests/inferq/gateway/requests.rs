@@ -2,8 +2,10 @@
 
 use schemas::stream::{JOBS, RESULTS};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
-use crate::support::{Deployment, Gateway, chat, content, echo_registry, eventually};
+use crate::support::{Deployment, Gateway, PATIENCE, chat, content, echo_registry, eventually};
 
 #[tokio::test]
 async fn every_endpoint_of_workers_answers_by_http() {
@@ -145,4 +147,34 @@ async fn a_job_is_accepted_followed_and_cancelled() {
     assert_eq!(events, ["queued", "started", "finished"], "{log}");
     assert_eq!(delete(&answered).await.status(), 409);
     assert_eq!(delete("/v1/jobs/nobody").await.status(), 404);
+}
+
+#[tokio::test]
+async fn slow_clients_hold_up_nobody_and_are_given_up() {
+    let registry = echo_registry(5, "in_flight = 64").replace("echo = {", "echo = { step_tokens = 1,");
+    let (deployment, _worker) = Deployment::with_worker(&registry).await;
+    let gateway = Gateway::open(&deployment).await;
+    let address = gateway.url.strip_prefix("http://").unwrap();
+    let body = json!({ "model": "echo", "stream": true, "messages": [{ "role": "user", "content": "x".repeat(500) }] });
+    let (head, body) =
+        ("POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n", body.to_string());
+    let mut slow = Vec::new();
+    for number in 0..300 {
+        let mut connection = TcpStream::connect(address).await.unwrap();
+        let sent = match number % 3 {
+            // A head that does not end, a body that does not come, an answer that is not read.
+            0 => head.to_owned(),
+            1 => format!("{head}Content-Length: 1000\r\n\r\n"),
+            _ => format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()),
+        };
+        connection.write_all(sent.as_bytes()).await.unwrap();
+        slow.push(connection);
+    }
+    for number in 0..20 {
+        let answer = gateway.post("/v1/chat/completions", &chat(&number.to_string())["body"]).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+    }
+    let mut rest = Vec::new();
+    let closed = tokio::time::timeout(PATIENCE, slow[0].read_to_end(&mut rest)).await;
+    assert!(closed.is_ok(), "a head that does not end is given up");
 }
