@@ -45,7 +45,8 @@ pub async fn run(nats: &NatsArgs, traces: Traces, args: GatewayArgs) -> anyhow::
         "these NATS credentials are a tenant's own; a gateway acts for all tenants and needs the operator's"
     );
     let gateway = Arc::new(Gateway::new(client, options, metrics, stop.clone())?);
-    let serving = gateway::serve(gateway, args.listen, tls, Duration::from_secs(args.grace_seconds));
+    let grace = Duration::from_secs(args.grace_seconds);
+    let serving = gateway::serve(gateway.clone(), args.listen, tls, grace);
     let Some(listening) = stop.run_until_cancelled(serving).await else { return Ok(0) };
     let listening = listening?;
     phase.send_replace(Phase::Running);
@@ -53,6 +54,9 @@ pub async fn run(nats: &NatsArgs, traces: Traces, args: GatewayArgs) -> anyhow::
     stop.cancelled().await;
     phase.send_replace(Phase::Draining);
     listening.ended().await?;
+    if tokio::time::timeout(grace, gateway.settled()).await.is_err() {
+        tracing::warn!("batches not given back in time; another gateway finds them silent");
+    }
     closed.cancel();
     Ok(0)
 }

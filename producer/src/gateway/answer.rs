@@ -29,7 +29,7 @@ impl Gateway {
         body: Bytes,
     ) -> ApiResult<Response> {
         if let Some(place) = events::place(&headers)? {
-            return self.resume(&caller, place).await;
+            return self.resume(&caller, place, true).await;
         }
         let asked = Asked::of_body(endpoint, &headers, &body, &caller)?;
         match asked.stream && matches!(endpoint, Endpoint::ChatCompletions | Endpoint::Completions) {

@@ -27,6 +27,8 @@ use crate::{cost, submit};
 /// OpenAI's header for requests that are made again: they become one job.
 pub const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 const KEY_BYTES_MAX: usize = 255;
+/// How the ids of jobs begin that several requests may have become.
+const SHARED: &str = "idem_";
 
 /// The whole body of a request, up to the limit.
 #[derive(Debug)]
@@ -95,7 +97,7 @@ impl Asked {
             job.custom_id.clone_from(&fingerprint);
         }
         let job_id = match key {
-            Some(key) => format!("idem_{}", hex(&[caller.tenant.as_bytes(), key.as_bytes()])),
+            Some(key) => format!("{SHARED}{}", hex(&[caller.tenant.as_bytes(), key.as_bytes()])),
             None => Uuid::now_v7().to_string(),
         };
         let job_id = JobId::new(job_id).map_err(|error| ApiError::invalid("invalid_value", "", error.to_string()))?;
@@ -154,6 +156,11 @@ fn context(headers: &HeaderMap) -> Context {
         }
     }
     traces::context_in(Some(&carried))
+}
+
+/// Whether other requests than one may wait for a job.
+pub fn is_shared(job_id: &JobId) -> bool {
+    job_id.as_str().starts_with(SHARED)
 }
 
 /// A JSON body, with the place of what is wrong with it.

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use super::Gateway;
 use super::answer::{error_of, mark, respond};
-use super::asked::Asked;
+use super::asked::{self, Asked};
 use super::caller::Caller;
 use super::error::{ApiError, ApiResult};
 use super::leave::{Leave, StandBy, stand_by};
@@ -113,13 +113,15 @@ impl Gateway {
     }
 
     /// Goes on with a stream after the chunk that its reader had last.
-    pub async fn resume(self: Arc<Self>, caller: &Caller, place: Place) -> ApiResult<Response> {
+    /// `is_own` is whether the job ends with its reader.
+    pub async fn resume(self: Arc<Self>, caller: &Caller, place: Place, is_own: bool) -> ApiResult<Response> {
         let Place { job_id, chunk } = place;
         let stand_by = stand_by(&self.client, &caller.token, &job_id).await;
         let stand_by = stand_by.map_err(|error| ApiError::unavailable("queue_unavailable", error.to_string()))?;
         self.known(caller, &job_id).await?;
         let chunks = self.client.tokens(&caller.token, &job_id, chunk + 1).await?.boxed();
-        let leave = Leave::new(&self, caller, &job_id, true, self.options.resume);
+        let is_own = is_own && !asked::is_shared(&job_id);
+        let leave = Leave::new(&self, caller, &job_id, is_own, self.options.resume);
         let reader = Reader {
             from_start: false,
             leave: Some(leave),

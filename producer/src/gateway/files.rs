@@ -315,6 +315,10 @@ pub fn seconds(text: &str) -> ApiResult<i64> {
 }
 
 fn unreadable(error: MultipartError) -> ApiError {
+    if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
+        let error = ErrorObject::invalid("request_too_large", Some("file".to_owned()), error.body_text());
+        return ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, error);
+    }
     ApiError::invalid("invalid_multipart", "", error.body_text())
 }
 

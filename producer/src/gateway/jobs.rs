@@ -130,7 +130,7 @@ pub async fn tokens(
     headers: HeaderMap,
 ) -> ApiResult<Response> {
     match events::place(&headers)? {
-        Some(place) => gateway.resume(&caller, place).await,
+        Some(place) => gateway.resume(&caller, place, false).await,
         None => gateway.replay(&caller, job_id(&id)?).await,
     }
 }

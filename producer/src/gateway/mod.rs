@@ -31,6 +31,7 @@ use connect::bucket::Bucket;
 use schemas::stream::FILES_BUCKET;
 use schemas::subject::{Lane, Token};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 pub use self::dashboard::{Looks, Queue, Snapshot, TenantBatch};
@@ -85,6 +86,8 @@ pub struct Gateway {
     files: Arc<Bucket>,
     records: Records,
     webhooks: Webhooks,
+    /// The batches that are driven here.
+    drives: TaskTracker,
     /// By which other gateways know it.
     name: String,
     /// Set when the gateway ends: what its callers leave behind goes on then.
@@ -106,12 +109,19 @@ impl Gateway {
             records,
             webhooks: Webhooks::new(options.webhooks.clone())?,
             name: Uuid::now_v7().simple().to_string(),
+            drives: TaskTracker::new(),
             keys: Arc::default(),
             client,
             options,
             metrics,
             stopping,
         })
+    }
+
+    /// Returns when all that was driven here is given back, so that others need not wait for it.
+    pub async fn settled(&self) {
+        self.drives.close();
+        self.drives.wait().await;
     }
 
     /// Everybody, where no keys are asked for.

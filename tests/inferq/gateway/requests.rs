@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::{Deployment, Gateway, PATIENCE, chat, content, echo_registry, eventually};
+use crate::support::{Certificates, Deployment, Gateway, PATIENCE, chat, content, echo_registry, eventually};
 
 #[tokio::test]
 async fn every_endpoint_of_workers_answers_by_http() {
@@ -177,4 +177,32 @@ async fn slow_clients_hold_up_nobody_and_are_given_up() {
     let mut rest = Vec::new();
     let closed = tokio::time::timeout(PATIENCE, slow[0].read_to_end(&mut rest)).await;
     assert!(closed.is_ok(), "a head that does not end is given up");
+}
+
+#[tokio::test]
+async fn the_api_is_behind_tls_where_there_is_a_certificate() {
+    let deployment = Deployment::new(&echo_registry(0, "")).await;
+    let files = Certificates::new();
+    let [certificate, key] = ["server.pem", "server.key"].map(|name| files.file(name).display().to_string());
+    let gateway = Gateway::start(&deployment, &["--keys", "off", "--tls-cert", &certificate, "--tls-key", &key]).await;
+    let url = gateway.url.replacen("http:", "https:", 1) + "/v1/models";
+    let authority = reqwest::Certificate::from_pem(&std::fs::read(files.file("ca.pem")).unwrap()).unwrap();
+    let client = reqwest::Client::builder().tls_certs_only([authority]).build().unwrap();
+    assert_eq!(client.get(&url).send().await.unwrap().json::<Value>().await.unwrap()["data"][0]["id"], "echo");
+    assert!(reqwest::get(&url).await.is_err(), "an authority that nobody knows is believed");
+    assert!(gateway.get("/v1/models").send().await.is_err(), "it answers without TLS, too");
+}
+
+#[tokio::test]
+async fn web_pages_may_ask_only_where_they_are_named() {
+    let deployment = Deployment::new(&echo_registry(0, "")).await;
+    let flags = ["--keys", "off", "--cors-origin", "https://a.example"];
+    let (closed, open) = (Gateway::open(&deployment).await, Gateway::start(&deployment, &flags).await);
+    let allowed = async |gateway: &Gateway, origin: &str| {
+        let answer = gateway.get("/v1/models").header("origin", origin).send().await.unwrap();
+        answer.headers().get("access-control-allow-origin").is_some_and(|allowed| allowed == origin)
+    };
+    assert!(allowed(&open, "https://a.example").await);
+    assert!(!allowed(&open, "https://b.example").await);
+    assert!(!allowed(&closed, "https://a.example").await);
 }

@@ -272,7 +272,11 @@ impl Drive {
                 _ => "batch.cancelled",
             };
             let data = serde_json::json!({ "id": self.id });
-            self.gateway.webhooks.deliver(&webhook.url, kind, &self.id, data).await;
+            let told = self.gateway.webhooks.deliver(&webhook.url, kind, &self.id, data);
+            if self.gateway.stopping.run_until_cancelled(told).await.is_none() {
+                // Another gateway tells it.
+                return self.change(|record| record.driver = None).await.map(drop);
+            }
         }
         self.change(|record| {
             record.driver = None;

@@ -68,7 +68,7 @@ async fn follow(gateway: &Arc<Gateway>) -> anyhow::Result<()> {
                     // One that was given back is not taken at once by the same: others may have more room.
                     if driven.len() < AT_A_TIME && is_free && !driven.contains_key(key)
                         && let Some(drive) = claim(gateway, key, batch).await? {
-                        driven.insert(key.clone(), tokio::spawn(drive));
+                        driven.insert(key.clone(), gateway.drives.spawn(drive));
                     }
                 }
             }
