@@ -5,7 +5,7 @@ CARGO := cargo --locked
 DENY_VERSION := 0.20.2
 DENY := $(abspath $(BIN))/../tools/bin/cargo-deny
 
-.PHONY: help build demo test test-clients test-dashboard test-api check check-deploy check-cuda bench bench-decoder bench-encoder chaos scale-test fuzz images compose-test schemas fmt
+.PHONY: help build demo test test-clients test-dashboard test-api check check-deploy check-cuda bench bench-decoder bench-encoder bench-gateway chaos scale-test fuzz images compose-test schemas fmt
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
@@ -75,6 +75,9 @@ test-dashboard: build ## open the dashboard in headless Chromium and use it; ins
 # EXAMPLES: requests for each operation, 30 unless given.
 test-api: build ## have schemathesis ask the gateway what its OpenAPI document allows and what it does not
 	tests/api/run.sh
+
+bench-gateway: build ## measure what the gateway and the queue add to an engine that takes no time
+	tests/bench/gateway/run.sh
 
 # CHAOS_ARGS: names of scenarios, --seed, --random; `make chaos CHAOS_ARGS=--help` shows them all.
 chaos: build ## break everything on purpose, long, and account for every job

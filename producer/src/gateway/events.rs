@@ -4,7 +4,7 @@
 //! gets the next one, from whichever gateway and whichever worker.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -65,6 +65,8 @@ struct Reader {
     /// A chunk that was read already.
     ahead: Option<Result<(u64, Chunk), ReadError>>,
     include_usage: bool,
+    /// When the request came, until its first token has gone.
+    begun: Option<Instant>,
     /// Whether it began with the first chunk.
     from_start: bool,
     /// The shape of the last events, and the usage that came with the last chunk.
@@ -87,13 +89,18 @@ enum Stage {
 impl Gateway {
     /// Sends a job and answers with its chunks as they are made.
     pub async fn stream(self: Arc<Self>, caller: Caller, asked: Asked) -> ApiResult<Response> {
-        let job_id = asked.job_id().clone();
+        let (begun, job_id) = (Instant::now(), asked.job_id().clone());
         let chunks = self.client.tokens(&caller.token, &job_id, 0).await?.boxed();
         self.send(&asked, &caller).await?;
         let is_own = asked.fingerprint.is_none();
         let leave = Leave::new(&self, &caller, &job_id, is_own, self.options.resume);
         let include_usage = include_usage(&asked.job.body);
-        let mut reader = Reader { include_usage, leave: Some(leave), ..Reader::new(self, caller, job_id, chunks) };
+        let mut reader = Reader {
+            include_usage,
+            begun: Some(begun),
+            leave: Some(leave),
+            ..Reader::new(self, caller, job_id, chunks)
+        };
         // Most mistakes are found at once: they are told by a status, as without a stream.
         if let Ok(first) = timeout(OPEN_AFTER, reader.chunks.next()).await {
             match first {
@@ -151,6 +158,7 @@ impl Reader {
             ahead: None,
             // Who asks a second time is told all.
             include_usage: true,
+            begun: None,
             from_start: true,
             last: None,
             stage: Stage::Chunks,
@@ -215,6 +223,13 @@ impl Reader {
     fn chunk(&mut self, number: u64, chunk: Chunk) -> Event {
         if chunk.finish_reason().is_some() {
             self.stage = Stage::Usage;
+        }
+        if let Some(begun) = self.begun.take() {
+            let operation = match &chunk {
+                Chunk::Chat(_) => "chat",
+                Chunk::Completion(_) => "text_completion",
+            };
+            self.gateway.metrics.first_token(operation, begun.elapsed());
         }
         let mut sent = chunk.clone();
         *usage_of(&mut sent) = None;

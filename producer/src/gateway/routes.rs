@@ -72,7 +72,8 @@ async fn answer(
 ) -> ApiResult<Response> {
     let (begun, metrics) = (Instant::now(), gateway.metrics.clone());
     let answered = gateway.answer(caller, endpoint, headers, body).await;
-    if answered.as_ref().is_ok_and(|response| response.status().is_success()) {
+    // A stream has only begun.
+    if answered.as_ref().is_ok_and(|response| response.status().is_success() && is_json(response)) {
         metrics.answered(operation(endpoint), begun.elapsed());
     }
     answered
