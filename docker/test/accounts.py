@@ -15,6 +15,7 @@ HELD = {
     "worker-embed": {"key-worker"},
     "worker-generate": {"key-worker"},
     "logger": {"key-logger"},
+    "gateway": {"key-gateway"},
     "prometheus": set(),
 }
 

@@ -11,8 +11,8 @@ from batch import Batch
 from docker import COMPOSE, check, compose, container, docker, eventually, health, inspect, read, run
 
 # Grafana is in no registry of packages, so it has no stand-in: only its files are checked, by what they ask.
-SERVICES = ["nats", "worker-embed", "worker-generate", "logger", "prometheus"]
-KEYS = ["key-admin", "key-worker", "key-logger", "key-demo"]
+SERVICES = ["nats", "worker-embed", "worker-generate", "logger", "gateway", "prometheus"]
+KEYS = ["key-admin", "key-worker", "key-logger", "key-gateway", "key-demo"]
 ENDED = ["accounts", *KEYS, "setup", "fetch-embed", "fetch-generate"]
 DASHBOARD = os.path.join(os.path.dirname(__file__), "../grafana/dashboards")
 PROJECT = os.environ["COMPOSE_PROJECT_NAME"]
