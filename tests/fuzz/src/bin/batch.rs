@@ -35,7 +35,7 @@ fn check(mut file: &File, bytes: &[u8]) {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let models = ["m", "all-MiniLM-L6-v2", "SmolLM2-135M-Instruct"];
     let registered = models.iter().flat_map(|model| Lane::ALL.map(|lane| ((*model).to_owned(), lane))).collect();
-    let rules = Rules { registered: Some(registered), lane: Lane::Flex, payload_bytes_max: PAYLOAD_BYTES_MAX };
+    let rules = Rules { registered: Some(registered), lanes: vec![Lane::Flex, Lane::Default], payload_bytes_max: PAYLOAD_BYTES_MAX };
     match input::check(Path::new(&path), &rules) {
         Ok(checked) => {
             assert!(checked.rows > 0 && checked.sha256.len() == 64);
@@ -56,7 +56,7 @@ fn check(mut file: &File, bytes: &[u8]) {
 fn check_rows(rows: &[Row], rules: &Rules) {
     for (number, row) in rows.iter().enumerate() {
         assert_eq!(row.number, number as u64);
-        let place = (row.model.clone(), row.lane.unwrap_or(rules.lane));
+        let place = (row.model.clone(), rules.lane(row));
         assert!(rules.registered.as_ref().is_some_and(|registered| registered.contains(&place)));
         assert!(row.payload.len() <= rules.payload_bytes_max && row.cost.is_finite() && row.cost >= 1.0);
         let job: Job = Encoding::Json.decode(&row.payload).expect("a row's payload is a job");
