@@ -35,7 +35,11 @@ fn check(mut file: &File, bytes: &[u8]) {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let models = ["m", "all-MiniLM-L6-v2", "SmolLM2-135M-Instruct"];
     let registered = models.iter().flat_map(|model| Lane::ALL.map(|lane| ((*model).to_owned(), lane))).collect();
-    let rules = Rules { registered: Some(registered), lanes: vec![Lane::Flex, Lane::Default], payload_bytes_max: PAYLOAD_BYTES_MAX };
+    let rules = Rules {
+        registered: Some(registered),
+        lanes: vec![Lane::Flex, Lane::Default],
+        payload_bytes_max: PAYLOAD_BYTES_MAX,
+    };
     match input::check(Path::new(&path), &rules) {
         Ok(checked) => {
             assert!(checked.rows > 0 && checked.sha256.len() == 64);
