@@ -86,7 +86,7 @@ impl Submission {
     }
 }
 
-/// An id that only those can tell who know all parts.
+/// An id that only those can tell who know all parts: of messages, and of requests that may be made again.
 pub(crate) fn message_id(parts: &[&[u8]]) -> String {
     let mut hash = Sha256::new();
     for part in parts {

@@ -15,13 +15,12 @@ use schemas::job::{Endpoint, Job, Method};
 use schemas::result::ErrorObject;
 use schemas::subject::{Address, JobId};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::Gateway;
 use super::caller::Caller;
 use super::error::{ApiError, ApiResult};
-use crate::submission::{Submission, SubmitOptions, WhenFull};
+use crate::submission::{Submission, SubmitOptions, WhenFull, message_id};
 use crate::{cost, submit};
 
 /// OpenAI's header for requests that are made again: they become one job.
@@ -91,13 +90,13 @@ impl Asked {
             }
         };
         let key = idempotency_key(headers)?;
-        let fingerprint = key.is_some().then(|| hex(&[job.url.as_bytes(), job.body.to_string().as_bytes()]));
+        let fingerprint = key.is_some().then(|| message_id(&[job.url.as_bytes(), job.body.to_string().as_bytes()]));
         if job.custom_id.is_none() {
             // It comes back with the result.
             job.custom_id.clone_from(&fingerprint);
         }
         let job_id = match key {
-            Some(key) => format!("{SHARED}{}", hex(&[caller.tenant.as_bytes(), key.as_bytes()])),
+            Some(key) => format!("{SHARED}{}", message_id(&[caller.tenant.as_bytes(), key.as_bytes()])),
             None => Uuid::now_v7().to_string(),
         };
         let job_id = JobId::new(job_id).map_err(|error| ApiError::invalid("invalid_value", "", error.to_string()))?;
@@ -189,16 +188,6 @@ fn timeout(headers: &HeaderMap) -> ApiResult<Option<Duration>> {
         seconds.filter(|seconds| *seconds > 0.0).and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     let wrong = || ApiError::invalid("invalid_value", "", format!("{}: seconds, above 0", header::TIMEOUT));
     timeout.ok_or_else(wrong).map(Some)
-}
-
-/// 128 bits that only those parts give.
-pub fn hex(parts: &[&[u8]]) -> String {
-    let mut hash = Sha256::new();
-    for part in parts {
-        hash.update((part.len() as u64).to_le_bytes());
-        hash.update(part);
-    }
-    hash.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use super::error::{ApiError, ApiResult};
 
 const SECRET_PREFIX: &str = "whsec_";
 const TIMEOUT: Duration = Duration::from_secs(15);
-/// About half a day, all pauses together.
+/// Some hours, all pauses together.
 const TRIES: usize = 16;
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(3600);

@@ -65,7 +65,6 @@ async fn follow(gateway: &Arc<Gateway>) -> anyhow::Result<()> {
                 driven.retain(|_, task| !task.is_finished());
                 for (key, batch) in &heard {
                     let is_free = batch.record.driver.is_none() || batch.at.elapsed() >= SILENT;
-                    // One that was given back is not taken at once by the same: others may have more room.
                     if driven.len() < AT_A_TIME && is_free && !driven.contains_key(key)
                         && let Some(drive) = claim(gateway, key, batch).await? {
                         driven.insert(key.clone(), gateway.drives.spawn(drive));

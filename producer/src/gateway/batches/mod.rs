@@ -26,12 +26,13 @@ pub use self::record::{BatchObject, Status};
 use self::drive::now;
 use self::record::{BatchRecord, Counts, Webhook};
 use super::Gateway;
-use super::asked::{Body, hex, idempotency_key, read_json};
+use super::asked::{Body, idempotency_key, read_json};
 use super::caller::Caller;
 use super::error::{ApiError, ApiResult};
 use super::files::{is_id, seconds, wrong_query};
 use super::pages::{List, Paging};
 use super::records::{Kind, Records};
+use crate::submission::message_id;
 
 /// The same batch asked for again within this time is the same batch: clients repeat requests whose answers were lost.
 const SAME_SECONDS: i64 = 60;
@@ -94,7 +95,7 @@ pub async fn create(
         return Err(ApiError::invalid("invalid_value", "input_file_id", message));
     }
     let id = match idempotency_key(&headers)? {
-        Some(key) => format!("batch_{}", hex(&[b"batch", caller.tenant.as_bytes(), key.as_bytes()])),
+        Some(key) => format!("batch_{}", message_id(&[b"batch", caller.tenant.as_bytes(), key.as_bytes()])),
         None => match gateway.same(&caller, &asked).await? {
             Some(same) => return Ok(Json(same)),
             None => new_id(),
