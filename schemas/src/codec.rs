@@ -1,7 +1,10 @@
 //! JSON and MessagePack, chosen by `Content-Type`: the same structure in both.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 
 /// How a payload is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,6 +100,86 @@ fn decode_json<T: DeserializeOwned>(payload: &[u8]) -> Result<T, DecodeError> {
     Ok(value)
 }
 
+/// Reads a value of any shape. Binary, which MessagePack has and JSON has not, becomes its base64.
+pub fn value<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> {
+    deserializer.deserialize_any(AnyValue)
+}
+
+#[derive(Clone, Copy)]
+struct AnyValue;
+
+impl<'de> DeserializeSeed<'de> for AnyValue {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for AnyValue {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_bytes<E>(self, value: &[u8]) -> Result<Value, E> {
+        Ok(STANDARD.encode(value).into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(item) = items.next_element_seed(self)? {
+            list.push(item);
+        }
+        Ok(list.into())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let mut fields = Map::new();
+        while let Some(name) = entries.next_key::<String>()? {
+            fields.insert(name, entries.next_value_seed(self)?);
+        }
+        Ok(fields.into())
+    }
+}
+
 /// Reads a typed body out of a job's body.
 pub fn decode_body<T: DeserializeOwned>(body: &serde_json::Value) -> Result<T, DecodeError> {
     serde_path_to_error::deserialize(body).map_err(|error| located(error, false))
@@ -128,6 +211,13 @@ mod tests {
         assert_eq!(Encoding::from_content_type(Some("Application/JSON; charset=utf-8")), Ok(Encoding::Json));
         assert_eq!(Encoding::from_content_type(Some("application/msgpack")), Ok(Encoding::MessagePack));
         assert!(Encoding::from_content_type(Some("text/plain")).is_err());
+    }
+
+    #[test]
+    fn binary_of_messagepack_is_base64() {
+        let packed = b"\x82\xa3url\xa1u\xa4body\x81\xa4file\xc4\x03abc";
+        let job: Job = Encoding::MessagePack.decode(packed).unwrap();
+        assert_eq!(job.body, serde_json::json!({ "file": "YWJj" }));
     }
 
     #[test]

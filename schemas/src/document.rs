@@ -11,6 +11,7 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Value, json};
 
+use crate::audio::{TranscriptionRequest, TranscriptionResponse};
 use crate::chunk::Chunk;
 use crate::classify::{ClassifyRequest, ClassifyResponse};
 use crate::completions::{
@@ -47,6 +48,8 @@ pub fn documents() -> Vec<(&'static str, Value)> {
         ("rerank.request.json", read::<RerankRequest>("rerank.request.json")),
         ("rerank.response.json", written::<RerankResponse>("rerank.response.json")),
         ("result.json", written::<JobResult<AnswerBody>>("result.json")),
+        ("transcription.request.json", read::<TranscriptionRequest>("transcription.request.json")),
+        ("transcription.response.json", written::<TranscriptionResponse>("transcription.response.json")),
     ]
 }
 
@@ -65,6 +68,9 @@ fn bodies(endpoint: Endpoint) -> (&'static str, &'static str) {
         Endpoint::Classify => ("classify.request.json", "classify.response.json"),
         Endpoint::ChatCompletions => ("chat.request.json", "chat.response.json"),
         Endpoint::Completions => ("completions.request.json", "completions.response.json"),
+        Endpoint::Transcriptions | Endpoint::Translations => {
+            ("transcription.request.json", "transcription.response.json")
+        }
     }
 }
 

@@ -14,9 +14,11 @@ pub struct Job {
     pub custom_id: Option<String>,
     #[serde(default)]
     pub method: Method,
-    /// The endpoint: `/v1/embeddings`, `/v1/rerank`, `/v1/classify`, `/v1/chat/completions` or `/v1/completions`.
+    /// The endpoint: `/v1/embeddings`, `/v1/rerank`, `/v1/classify`, `/v1/chat/completions`,
+    /// `/v1/completions`, `/v1/audio/transcriptions` or `/v1/audio/translations`.
     pub url: String,
-    /// The request of that endpoint.
+    /// The request of that endpoint. In MessagePack a text may be binary: it is read as its base64.
+    #[serde(deserialize_with = "crate::codec::value")]
     pub body: Value,
 }
 
@@ -52,10 +54,23 @@ pub enum Endpoint {
     Classify,
     ChatCompletions,
     Completions,
+    Transcriptions,
+    Translations,
 }
 
 impl Endpoint {
-    pub const ALL: [Self; 5] =
+    pub const ALL: [Self; 7] = [
+        Self::Embeddings,
+        Self::Rerank,
+        Self::Classify,
+        Self::ChatCompletions,
+        Self::Completions,
+        Self::Transcriptions,
+        Self::Translations,
+    ];
+
+    /// Those that a text is given to.
+    pub const OF_TEXT: [Self; 5] =
         [Self::Embeddings, Self::Rerank, Self::Classify, Self::ChatCompletions, Self::Completions];
 
     pub fn url(self) -> &'static str {
@@ -65,6 +80,8 @@ impl Endpoint {
             Self::Classify => "/v1/classify",
             Self::ChatCompletions => "/v1/chat/completions",
             Self::Completions => "/v1/completions",
+            Self::Transcriptions => "/v1/audio/transcriptions",
+            Self::Translations => "/v1/audio/translations",
         }
     }
 

@@ -5,6 +5,7 @@
 /// The name under which workers answer on the NATS services API.
 pub const WORKER_SERVICE: &str = "inferq-worker";
 
+pub mod audio;
 pub mod chunk;
 pub mod classify;
 pub mod codec;

@@ -109,6 +109,8 @@ pub enum Task {
     Rerank,
     /// Text to text: decoder-only transformers.
     Generate,
+    /// Speech to text.
+    Transcribe,
     /// No model: answers every endpoint from its input. For tests and to load the queue.
     Echo,
 }
@@ -149,6 +151,8 @@ pub struct Limits {
     pub inputs: usize,
     /// Bytes of one job's body, where it comes through the object store.
     pub body_bytes: usize,
+    /// Seconds of audio in one job.
+    pub audio_seconds: u64,
     /// Attempts of one job before it is given up.
     pub attempts: u32,
     /// How long a step of the engine may take before the worker gives its jobs back and ends.
@@ -171,6 +175,7 @@ impl Default for Limits {
             completion_tokens: 4096,
             inputs: 2048,
             body_bytes: 64 << 20,
+            audio_seconds: 3600,
             attempts: 3,
             step_seconds: 120,
             ack_wait_seconds: 30,
@@ -354,7 +359,7 @@ impl Model {
         }
         let has_dtype = match self.task {
             Task::Echo => self.dtype == Dtype::F32,
-            Task::Embed | Task::Classify | Task::Rerank | Task::Generate => true,
+            Task::Embed | Task::Classify | Task::Rerank | Task::Generate | Task::Transcribe => true,
         };
         if !has_dtype {
             let reason = "must be \"f32\" for the task \"echo\"; other types are for models";
@@ -380,6 +385,7 @@ impl Model {
             ("limits.batch_tokens", limits.batch_tokens as u64),
             ("limits.completion_tokens", limits.completion_tokens as u64),
             ("limits.inputs", limits.inputs as u64),
+            ("limits.audio_seconds", limits.audio_seconds),
             ("limits.attempts", limits.attempts.into()),
             ("limits.ack_wait_seconds", limits.ack_wait_seconds),
             ("limits.ack_pending", limits.ack_pending.into()),

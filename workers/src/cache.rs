@@ -93,6 +93,13 @@ impl Cache {
             match &sequence.goal {
                 Goal::Embed => hash.update([1]),
                 Goal::Score => hash.update([3]),
+                Goal::Transcribe(hearing) => {
+                    hash.update([4, u8::from(hearing.translate), u8::from(hearing.words)]);
+                    hash.update(hearing.language.unwrap_or(0).to_le_bytes());
+                    hash.update(hearing.temperature.to_le_bytes());
+                    hash.update(hearing.seed.to_le_bytes());
+                    hearing.mel.digest(|bytes| hash.update(bytes));
+                }
                 Goal::Generate(params) => {
                     hash.update([2]);
                     hash.update(params.temperature.to_le_bytes());

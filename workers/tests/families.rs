@@ -44,7 +44,7 @@ fn run(engine: &mut dyn Engine, sequences: Vec<Sequence>) -> Vec<Vec<f32>> {
     outputs.sort_by_key(|(id, _)| *id);
     let values = |(_, output)| match output {
         Output::Embedding(values) | Output::Scores(values) => values,
-        Output::Completion { .. } => panic!("an encoder generates nothing"),
+        Output::Completion { .. } | Output::Transcript(_) => panic!("an encoder generates nothing"),
     };
     outputs.into_iter().map(values).collect()
 }

@@ -109,6 +109,15 @@ impl Pages {
     }
 }
 
+impl Pages {
+    /// The key of a head at a place in a block.
+    pub fn key(&self, block: u32, at: usize, kv_head: usize) -> impl Iterator<Item = f32> {
+        let (first, _) = self.places(block, kv_head);
+        let column = self.values[first + at..].iter().step_by(BLOCK).take(self.size);
+        column.map(|bits| f16::from_bits(*bits).to_f32())
+    }
+}
+
 fn bytemuck_f16(bits: &mut [u16]) -> &mut [f16] {
     use half::slice::HalfBitsSliceExt;
     bits.reinterpret_cast_mut::<f16>()

@@ -147,7 +147,7 @@ fn plan(prompts: Vec<Sequence>, answer: Answer, sampling: &Sampling, model: &Mod
     }
     let params = sequences.first().and_then(|sequence| match &sequence.goal {
         Goal::Generate(params) => Some(params),
-        Goal::Embed | Goal::Score => None,
+        Goal::Embed | Goal::Score | Goal::Transcribe(_) => None,
     });
     let drawn = params.filter(|params| params.temperature > 0.0);
     let (seed, is_repeatable) = (drawn.map(|params| params.seed), drawn.is_none() || sampling.seed.is_some());
@@ -185,7 +185,7 @@ fn message((index, message): (usize, &ChatMessage)) -> Result<Value, Reject> {
 fn completion(output: Output) -> (String, String, Vec<Logprobs>) {
     match output {
         Output::Completion { text, finish_reason, logprobs, .. } => (text, name_of(finish_reason), logprobs),
-        Output::Embedding(_) | Output::Scores(_) => unreachable!("{OTHER_OUTPUT}"),
+        Output::Embedding(_) | Output::Scores(_) | Output::Transcript(_) => unreachable!("{OTHER_OUTPUT}"),
     }
 }
 
@@ -199,7 +199,7 @@ fn name_of(reason: FinishReason) -> String {
 fn usage(outputs: &[Output], stamp: Stamp<'_>) -> Usage {
     let tokens = |output: &Output| match output {
         Output::Completion { completion_tokens, .. } => *completion_tokens as u64,
-        Output::Embedding(_) | Output::Scores(_) => 0,
+        Output::Embedding(_) | Output::Scores(_) | Output::Transcript(_) => 0,
     };
     let completion_tokens: u64 = outputs.iter().map(tokens).sum();
     Usage {

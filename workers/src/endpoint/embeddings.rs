@@ -37,7 +37,7 @@ pub fn body(shape: Shape, outputs: Vec<Output>, stamp: Stamp<'_>) -> (Body, Usag
         Output::Embedding(values) => {
             Embedding { object: "embedding".to_owned(), index, embedding: shape.vector(values) }
         }
-        Output::Completion { .. } | Output::Scores(_) => unreachable!("{OTHER_OUTPUT}"),
+        Output::Completion { .. } | Output::Scores(_) | Output::Transcript(_) => unreachable!("{OTHER_OUTPUT}"),
     };
     let response = EmbeddingResponse {
         object: "list".to_owned(),

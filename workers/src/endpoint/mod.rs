@@ -2,6 +2,7 @@
 //!
 //! Pure code: no NATS, no engine thread. A mistake of the producer is a [`Reject`] with OpenAI's error object.
 
+mod audio;
 mod classify;
 mod completions;
 mod embeddings;
@@ -10,6 +11,7 @@ mod logprobs;
 mod rerank;
 mod sampling;
 
+use schemas::audio::{AudioTask, TranscriptionResponse};
 use schemas::chunk::Chunk;
 use schemas::classify::ClassifyResponse;
 use schemas::codec::DecodeError;
@@ -55,6 +57,7 @@ pub enum Answer {
     Classify(Classes),
     Chat,
     Completions,
+    Transcription(audio::Shape),
 }
 
 /// The body of a response.
@@ -66,6 +69,7 @@ pub enum Body {
     Classify(ClassifyResponse),
     Chat(ChatCompletionResponse),
     Completions(CompletionResponse),
+    Transcription(TranscriptionResponse),
     Error(ErrorBody),
 }
 
@@ -142,6 +146,8 @@ pub fn prepare(job: &Job, job_id: &str, model: &Model, text: &Text) -> Result<Pl
         Endpoint::Classify => classify::prepare(&job.body, model, text),
         Endpoint::ChatCompletions => completions::prepare_chat(&job.body, job_id, model, text),
         Endpoint::Completions => completions::prepare(&job.body, job_id, model, text),
+        Endpoint::Transcriptions => audio::prepare(&job.body, job_id, AudioTask::Transcribe, model, text),
+        Endpoint::Translations => audio::prepare(&job.body, job_id, AudioTask::Translate, model, text),
     }
 }
 
@@ -154,6 +160,7 @@ impl Answer {
             Self::Classify(classes) => classify::body(classes, outputs, stamp),
             Self::Chat => completions::chat_body(outputs, stamp),
             Self::Completions => completions::body(outputs, stamp),
+            Self::Transcription(shape) => audio::body(*shape, outputs, stamp),
         }
     }
 }
@@ -171,7 +178,7 @@ impl Answer {
     /// A chunk of a streamed answer. Vectors and scores have none.
     pub fn chunk(&self, part: Part<'_>, stamp: Stamp<'_>) -> Option<Chunk> {
         match self {
-            Self::Embeddings(_) | Self::Rerank(_) | Self::Classify(_) => None,
+            Self::Embeddings(_) | Self::Rerank(_) | Self::Classify(_) | Self::Transcription(_) => None,
             Self::Chat => Some(completions::chat_chunk(part, stamp)),
             Self::Completions => Some(completions::chunk(part, stamp)),
         }
@@ -185,7 +192,8 @@ pub fn endpoints(task: Task) -> &'static [Endpoint] {
         Task::Rerank => &[Endpoint::Rerank],
         Task::Classify => &[Endpoint::Classify],
         Task::Generate => &[Endpoint::ChatCompletions, Endpoint::Completions],
-        Task::Echo => &Endpoint::ALL,
+        Task::Transcribe => &[Endpoint::Transcriptions, Endpoint::Translations],
+        Task::Echo => &Endpoint::OF_TEXT,
     }
 }
 

@@ -217,6 +217,6 @@ fn unsupported(field: &str, message: impl std::fmt::Display) -> Reject {
 }
 
 /// FNV-1a: stable over versions and machines, which the standard library's hasher does not promise.
-fn seed_of(job_id: &str) -> u64 {
+pub fn seed_of(job_id: &str) -> u64 {
     job_id.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

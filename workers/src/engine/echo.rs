@@ -105,6 +105,7 @@ fn answer(sequence: &Sequence) -> Output {
         Goal::Embed => Output::Embedding(embed(&sequence.tokens)),
         Goal::Score => Output::Scores(embed(&sequence.tokens)[..CLASSES].to_vec()),
         Goal::Generate(params) => repeat(&sequence.tokens, params),
+        Goal::Transcribe(_) => unreachable!("its endpoints take texts"),
     }
 }
 

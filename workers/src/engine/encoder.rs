@@ -4,7 +4,7 @@
 //! sequence's vector does not depend on what else is in the batch. Texts that are the same are computed once.
 
 pub(super) mod blueprint;
-mod cpu;
+pub(super) mod cpu;
 mod family;
 mod files;
 mod gpu;
@@ -27,7 +27,7 @@ use super::{Engine, Goal, LoadError, Output, Sequence, SequenceId, StepError};
 
 /// A sequence as the model sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Input<'a> {
+pub(super) struct Input<'a> {
     tokens: &'a [u32],
     /// Where the second text of a pair begins.
     pair_at: Option<usize>,
@@ -62,7 +62,7 @@ impl Encoder {
                 let head = read.classifier(classes.labels.len())?;
                 (Text::scoring(tokenizer, tokens_max, classes), head)
             }
-            Task::Embed | Task::Generate | Task::Echo => {
+            Task::Embed | Task::Generate | Task::Transcribe | Task::Echo => {
                 let head = files::embedder(folder, &read)?;
                 let dimensions = files::dimensions(&head, read.shape.hidden);
                 (Text::embedding(tokenizer, tokens_max, dimensions, files::prompts(folder, model)?), head)
@@ -147,7 +147,7 @@ impl Engine for Encoder {
             let vector = vectors[place].clone();
             let output = match sequence.goal {
                 Goal::Score => Output::Scores(vector),
-                Goal::Embed | Goal::Generate(_) => Output::Embedding(vector),
+                Goal::Embed | Goal::Generate(_) | Goal::Transcribe(_) => Output::Embedding(vector),
             };
             self.finished.push((*id, output));
         }

@@ -11,6 +11,7 @@ use super::Engine;
 use super::decoder::{self, Decoder};
 use super::echo::{self, Echo};
 use super::encoder::Encoder;
+use super::speech::{self, Speech};
 use super::tensors;
 use super::text::Text;
 
@@ -82,6 +83,11 @@ fn load_unguarded(model: &Model, files: Option<&Path>) -> Result<Loaded, LoadErr
             let (text, decoder) = Decoder::load(path, model, &device)?;
             let digest = Some(digest(&decoder::weight_files(path)?)?);
             Ok(Loaded { text, engine: Box::new(decoder), digest, device: name(&device) })
+        }
+        (Task::Transcribe, Some(folder)) => {
+            let (text, speech) = Speech::load(folder, model)?;
+            let digest = Some(digest(&speech::weight_files(folder)?)?);
+            Ok(Loaded { text, engine: Box::new(speech), digest, device: CPU })
         }
         (_, None) => Err(LoadError::NoFiles),
     }

@@ -21,6 +21,7 @@ mod prompts;
 pub mod queue;
 mod relay;
 mod sampling;
+pub mod speech;
 mod spelling;
 pub mod template;
 mod tensors;
@@ -36,6 +37,7 @@ pub use classes::{Classes, Scale};
 pub use grammar::Grammar;
 pub use load::{LoadError, Loaded, load};
 pub use prompts::Prompts;
+use speech::mel::Mel;
 pub use text::{Pair, TextError};
 
 /// The name of one sequence inside one engine, given by the thread that drives it.
@@ -65,6 +67,7 @@ impl Sequence {
         let generated = match &self.goal {
             Goal::Embed | Goal::Score => 0,
             Goal::Generate(params) => params.max_tokens - self.made.len().min(params.max_tokens),
+            Goal::Transcribe(hearing) => hearing.places(),
         };
         (self.tokens.len() + generated) as u64
     }
@@ -79,6 +82,31 @@ pub enum Goal {
     Score,
     /// A continuation of the prompt.
     Generate(SamplingParams),
+    /// What is said in some audio; the prompt is what was said before, and may be empty.
+    Transcribe(Hearing),
+}
+
+/// Audio, and what is wanted of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Hearing {
+    pub mel: Arc<Mel>,
+    /// The token of the language that is spoken; it is found out where it is not said.
+    pub language: Option<u32>,
+    /// To English.
+    pub translate: bool,
+    /// 0 is greedy, and warmer where that gives no good answer.
+    pub temperature: f32,
+    /// Whether it is wanted when each word was said.
+    pub words: bool,
+    pub seed: u64,
+}
+
+impl Hearing {
+    /// Rows of the encoder, in whole windows.
+    fn places(&self) -> usize {
+        const FRAMES: usize = 3000;
+        self.mel.frames().div_ceil(FRAMES).max(1) * FRAMES / 2
+    }
 }
 
 /// How a continuation is chosen and when it ends, in the words of OpenAI's API.
@@ -152,6 +180,43 @@ pub enum Output {
         /// Of the tokens generated, where they were wanted.
         logprobs: Vec<Logprobs>,
     },
+    Transcript(Transcript),
+}
+
+/// What is said in some audio.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Transcript {
+    /// Its code.
+    pub language: String,
+    /// Of audio.
+    pub seconds: f64,
+    pub segments: Vec<Segment>,
+    /// Tokens generated.
+    pub tokens: usize,
+}
+
+/// A part of a transcript, in the words of OpenAI's API.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Segment {
+    /// The frame at which its window begins; there are a hundred in a second.
+    pub seek: usize,
+    pub start: f64,
+    pub end: f64,
+    pub text: String,
+    pub tokens: Vec<u32>,
+    pub temperature: f32,
+    pub avg_logprob: f32,
+    pub compression_ratio: f32,
+    pub no_speech_prob: f32,
+    /// Where they are wanted.
+    pub words: Vec<Word>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Word {
+    pub word: String,
+    pub start: f64,
+    pub end: f64,
 }
 
 impl Output {
@@ -159,7 +224,7 @@ impl Output {
     pub fn scores(&self) -> &[f32] {
         match self {
             Self::Scores(scores) => scores,
-            Self::Embedding(_) | Self::Completion { .. } => unreachable!("{OTHER_OUTPUT}"),
+            Self::Embedding(_) | Self::Completion { .. } | Self::Transcript(_) => unreachable!("{OTHER_OUTPUT}"),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The text side of a model: tokenizer, chat template, limits. Shared by all deliveries; it holds no weights.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
 use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationDirection};
@@ -8,6 +8,7 @@ use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationDirection};
 use super::classes::{Classes, Scale};
 use super::grammar::{Grammar, Grammars};
 use super::prompts::Prompts;
+use super::speech::{self, mel::Ear};
 use super::spelling::Spelling;
 use super::template::{ChatTemplate, TemplateError};
 
@@ -24,8 +25,22 @@ pub struct Text {
     classes: Option<Classes>,
     /// The token that ends an answer.
     end: Option<u32>,
+    listening: Option<Listening>,
     /// Made when they are first asked for.
     grammars: OnceLock<Result<Grammars, String>>,
+}
+
+/// How a model hears.
+#[derive(Debug)]
+pub struct Listening {
+    pub ear: Ear,
+    pub vocabulary: Arc<speech::vocabulary::Vocabulary>,
+}
+
+impl Listening {
+    pub fn new(bands: usize, vocabulary: Arc<speech::vocabulary::Vocabulary>) -> Self {
+        Self { ear: Ear::new(bands), vocabulary }
+    }
 }
 
 /// The first text of pairs, tokenized once for all of them.
@@ -81,6 +96,11 @@ impl Text {
         Self { template, begin, end, ..Self::new(hugging_face(tokenizer), context) }
     }
 
+    /// Of a model that hears.
+    pub fn speech(tokenizer: Tokenizer, context: usize, listening: Listening) -> Self {
+        Self { listening: Some(listening), ..Self::new(hugging_face(tokenizer), context) }
+    }
+
     fn new(vocabulary: Vocabulary, prompt_tokens_max: usize) -> Self {
         let prompts = Prompts::default();
         Self {
@@ -92,6 +112,7 @@ impl Text {
             prompts,
             classes: None,
             end: None,
+            listening: None,
             grammars: OnceLock::new(),
         }
     }
@@ -208,6 +229,11 @@ impl Text {
     /// What may be put before texts.
     pub fn prompts(&self) -> &Prompts {
         &self.prompts
+    }
+
+    /// How it hears, where it does.
+    pub fn listening(&self) -> Option<&Listening> {
+        self.listening.as_ref()
     }
 
     /// Of the scores, where the model makes such.

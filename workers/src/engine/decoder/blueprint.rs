@@ -90,10 +90,22 @@ pub struct Layer<L, N> {
     pub output: L,
     /// Before the output is added.
     pub output_norm: Option<N>,
+    /// What is taken from another sequence, between attention and perceptron.
+    pub cross: Option<Cross<L, N>>,
     pub perceptron_norm: N,
     pub perceptron: Perceptron<L>,
     /// Before what comes down is added.
     pub down_norm: Option<N>,
+}
+
+/// Attention to the rows of another sequence, the memory.
+#[derive(Clone, Debug)]
+pub struct Cross<L, N> {
+    pub norm: N,
+    pub query: L,
+    /// Keys and values of the memory in one.
+    pub memory: L,
+    pub output: L,
 }
 
 /// What follows attention.
@@ -152,6 +164,15 @@ impl<L, N> Layer<L, N> {
             sinks: self.sinks,
             output: linear(self.output)?,
             output_norm: self.output_norm.map(&norm).transpose()?,
+            cross: match self.cross {
+                Some(Cross { norm: own, query, memory, output }) => Some(Cross {
+                    norm: norm(own)?,
+                    query: linear(query)?,
+                    memory: linear(memory)?,
+                    output: linear(output)?,
+                }),
+                None => None,
+            },
             perceptron_norm: norm(self.perceptron_norm)?,
             perceptron: match self.perceptron {
                 Perceptron::Dense(dense) => Perceptron::Dense(dense.try_map(&linear)?),

@@ -35,7 +35,19 @@ pub struct Cpu {
     norm: Norm,
     output: Weights,
     pages: Vec<Pages>,
-    memory: Memory,
+    memory: Work,
+    /// What is watched while it looks at memories.
+    watched: Option<Watched>,
+}
+
+/// Where heads of cross-attention look: for each, by its layer and number, how much each row of a batch sees of each row
+/// of its memory.
+#[derive(Debug)]
+pub struct Watched {
+    heads: Vec<(usize, usize)>,
+    /// Rows of the memory that count.
+    rows: usize,
+    pub weights: Vec<Vec<f32>>,
 }
 
 struct Ready {
@@ -46,7 +58,7 @@ struct Ready {
 
 /// What a step uses again.
 #[derive(Default)]
-struct Memory {
+struct Work {
     hidden: Buffer<f32>,
     narrow: Buffer<f32>,
     projected: Buffer<f32>,
@@ -83,7 +95,8 @@ impl Cpu {
             layers: ready(&shape, layers, make)?,
             output: make(output),
             norm: norm(last),
-            memory: Memory::default(),
+            memory: Work::default(),
+            watched: None,
             shape,
             words,
             positions,
@@ -106,6 +119,7 @@ impl Cpu {
         self.embed(inputs);
         for index in 0..self.layers.len() {
             self.attend(index, &spans);
+            self.cross(index, inputs);
             self.perceive(index);
         }
         self.score(inputs, &spans);
@@ -133,7 +147,7 @@ impl Cpu {
     fn attend(&mut self, index: usize, spans: &[Span<'_>]) {
         let Self { level, team, layers, pages, memory, shape, .. } = self;
         let (Ready { parts, attention, rotary }, pages) = (&layers[index], &mut pages[index]);
-        let Memory { hidden, narrow, projected, attended, quantized, attention: scratch, .. } = memory;
+        let Work { hidden, narrow, projected, attended, quantized, attention: scratch, .. } = memory;
         let (on, count) = ((&*team, *level), hidden.len() / shape.hidden);
         normed(on, &parts.norm, hidden, narrow, shape.hidden);
         let width = parts.projection.outputs();
@@ -166,6 +180,54 @@ impl Cpu {
         add(on, parts.output_norm.as_ref(), hidden, narrow, shape.hidden);
     }
 
+    /// Adds to each row what it sees of its memory, where the model has such.
+    fn cross(&mut self, index: usize, inputs: &[Input<'_>]) {
+        let Self { level, team, layers, pages, memory, shape, watched, .. } = self;
+        let Ready { parts, attention, .. } = &layers[index];
+        let Some(cross) = &parts.cross else { return };
+        let Work { hidden, narrow, projected, attended, quantized, attention: scratch, .. } = memory;
+        let on = (&*team, *level);
+        normed(on, &cross.norm, hidden, narrow, shape.hidden);
+        let width = cross.query.outputs();
+        projected.resize(hidden.len() / shape.hidden * width);
+        cross.query.forward(Some(team), *level, narrow, projected, SAME, quantized);
+        // Each row sees the whole of its memory, as the last token of a sequence sees all.
+        let memories = inputs.iter().flat_map(|input| std::iter::repeat_n(input.memory, input.tokens.len()));
+        let spans: Vec<Span<'_>> = memories
+            .enumerate()
+            .map(|(row, memory)| Span { blocks: memory.blocks, start: memory.rows - 1, rows: row..row + 1 })
+            .collect();
+        if let (Some(watched), [input]) = (watched, inputs) {
+            watched.see(index, projected, shape, &pages[index], input.memory.blocks);
+        }
+        attended.resize(projected.len());
+        attention.forward(team, *level, &pages[index], &spans, projected, width, attended, scratch);
+        cross.output.forward(Some(team), *level, attended, narrow, SAME, quantized);
+        add(on, None, hidden, narrow, shape.hidden);
+    }
+
+    /// Computes one input and tells where heads look, each a layer and a number, among the first rows of its memory.
+    pub fn watch(&mut self, input: Input<'_>, heads: &[(usize, usize)], rows: usize) -> Watched {
+        let weights = vec![Vec::new(); heads.len()];
+        self.watched = Some(Watched { heads: heads.to_vec(), rows, weights });
+        let _ = self.forward(&[input]);
+        self.watched.take().expect("it was put there")
+    }
+
+    /// Keeps rows, `[count, hidden]`, as what sequences attend to beside themselves.
+    pub fn remember(&mut self, rows: &[f32], blocks: &[u32]) {
+        let Self { level, team, layers, pages, memory, shape, .. } = self;
+        let keys = shape.key_heads * shape.head_size;
+        for (Ready { parts, .. }, pages) in layers.iter().zip(pages) {
+            let Some(cross) = &parts.cross else { continue };
+            memory.projected.resize(rows.len() / shape.hidden * 2 * keys);
+            cross.memory.forward(Some(team), *level, rows, &mut memory.projected, SAME, &mut memory.quantized);
+            for (position, row) in memory.projected.chunks_exact(2 * keys).enumerate() {
+                pages.write(blocks[position / BLOCK], position % BLOCK, &row[..keys], &row[keys..]);
+            }
+        }
+    }
+
     /// Adds to each row what the perceptron makes of it.
     fn perceive(&mut self, index: usize) {
         let Self { level, team, layers, memory, shape, .. } = self;
@@ -174,7 +236,7 @@ impl Cpu {
         normed(on, &parts.perceptron_norm, &memory.hidden, &mut memory.narrow, shape.hidden);
         match &parts.perceptron {
             Perceptron::Dense(dense) => {
-                let Memory { narrow, wide, gated, quantized, mixed, .. } = memory;
+                let Work { narrow, wide, gated, quantized, mixed, .. } = memory;
                 mixed.resize(narrow.len());
                 apply(on, dense, narrow, mixed, (wide, gated, quantized));
             }
@@ -185,7 +247,7 @@ impl Cpu {
 
     fn score(&mut self, inputs: &[Input<'_>], spans: &[Span<'_>]) {
         let width = self.shape.hidden;
-        let Memory { hidden, narrow, logits, quantized, .. } = &mut self.memory;
+        let Work { hidden, narrow, logits, quantized, .. } = &mut self.memory;
         let wanted: Vec<usize> =
             inputs.iter().zip(spans).flat_map(|(input, span)| span.rows.end - input.wanted..span.rows.end).collect();
         narrow.resize(wanted.len() * width);
@@ -198,6 +260,24 @@ impl Cpu {
             self.output.forward(Some(&self.team), self.level, narrow, logits, SAME, quantized);
             if let Some(cap) = self.shape.logit_cap {
                 logits.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
+            }
+        }
+    }
+}
+
+impl Watched {
+    fn see(&mut self, layer: usize, queries: &[f32], shape: &Shape, pages: &Pages, blocks: &[u32]) {
+        let (size, width) = (shape.head_size, shape.heads * shape.head_size);
+        for ((_, head), weights) in self.heads.iter().zip(&mut self.weights).filter(|((of, _), _)| *of == layer) {
+            let key = |row: usize| pages.key(blocks[row / BLOCK], row % BLOCK, *head);
+            let keys: Vec<f32> = (0..self.rows).flat_map(key).collect();
+            for query in queries.chunks_exact(width).map(|row| &row[head * size..(head + 1) * size]) {
+                let score = |key: &[f32]| -> f32 { key.iter().zip(query).map(|(key, query)| key * query).sum() };
+                let scores: Vec<f32> = keys.chunks_exact(size).map(|key| score(key) * shape.attention_scale).collect();
+                let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let exponentials: Vec<f32> = scores.iter().map(|score| (score - most).exp()).collect();
+                let sum: f32 = exponentials.iter().sum();
+                weights.extend(exponentials.iter().map(|value| value / sum));
             }
         }
     }
@@ -282,8 +362,8 @@ fn clamp(from: &[f32], to: &mut [f32], width: usize, (alpha, limit): (f32, f32))
 }
 
 /// What the experts of each row make of it, added up.
-fn ask(on: (&Team, Level), experts: &Experts<Weights>, memory: &mut Memory, width: usize) {
-    let Memory { narrow, mixed, wide, gated, quantized, scores, asked, answered, .. } = memory;
+fn ask(on: (&Team, Level), experts: &Experts<Weights>, memory: &mut Work, width: usize) {
+    let Work { narrow, mixed, wide, gated, quantized, scores, asked, answered, .. } = memory;
     scores.resize(narrow.len() / width * experts.experts.len());
     experts.router.forward(Some(on.0), on.1, narrow, scores, SAME, quantized);
     mixed.resize(narrow.len());

@@ -21,6 +21,15 @@ pub struct Input<'a> {
     pub blocks: &'a [u32],
     /// After how many of its last tokens logits are wanted.
     pub wanted: usize,
+    /// What it attends to beside itself, for models that do.
+    pub memory: Memory<'a>,
+}
+
+/// Rows of another sequence, as [`Cpu::remember`] has kept them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Memory<'a> {
+    pub blocks: &'a [u32],
+    pub rows: usize,
 }
 
 /// What runs a model.

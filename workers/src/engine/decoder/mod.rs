@@ -5,10 +5,10 @@
 //! values are kept in blocks, of which there is a fixed number: a sequence waits until there are enough for its prompt,
 //! and where one needs another block and there is none, the one that came last gives its own back and begins again later.
 
-mod blocks;
-mod blueprint;
-mod cpu;
-mod executor;
+pub(super) mod blocks;
+pub(super) mod blueprint;
+pub(super) mod cpu;
+pub(super) mod executor;
 mod family;
 mod files;
 #[cfg(feature = "cuda")]
@@ -27,7 +27,7 @@ use kernels::BLOCK;
 use schemas::registry::Model;
 
 use self::blocks::{Blocks, Name};
-use self::executor::{Executor, Input, block_bytes};
+use self::executor::{Executor, Input, Memory, block_bytes};
 use self::files::Files;
 use self::running::Running;
 use super::sampling::log_probability;
@@ -93,7 +93,7 @@ impl Decoder {
                 return Err(StepError(format!("{} tokens are more than there is room for", tokens.len())));
             }
             for (start, tokens) in (0..).step_by(BLOCK).zip(tokens.chunks(BLOCK)) {
-                let input = Input { tokens, start, blocks: &blocks, wanted: tokens.len() };
+                let input = Input { tokens, start, blocks: &blocks, wanted: tokens.len(), memory: Memory::default() };
                 (start..).zip(self.executor.forward(&[input])?).for_each(|(at, logits)| each(at, logits));
             }
             Ok(())

@@ -3,7 +3,7 @@
 use kernels::BLOCK;
 
 use super::blocks::{Blocks, Name, name_after};
-use super::executor::Input;
+use super::executor::{Input, Memory};
 use crate::engine::grammar::Progress;
 use crate::engine::sampling::{logprobs, sample};
 use crate::engine::text::Text;
@@ -88,6 +88,7 @@ impl Running {
             start: self.computed,
             blocks: &self.blocks,
             wanted: end - self.first_wanted().clamp(self.computed, end),
+            memory: Memory::default(),
         }
     }
 

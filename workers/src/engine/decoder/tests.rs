@@ -42,6 +42,7 @@ fn source() -> Source {
         sinks: None,
         output: linear(32, 32),
         output_norm: None,
+        cross: None,
         perceptron_norm: norm(),
         perceptron: Perceptron::Dense(Dense {
             up: linear(32, 2 * 48),
@@ -132,7 +133,7 @@ fn run_whole(decoder: &mut Decoder, sequence: &Sequence) -> (Vec<u32>, Output) {
 fn letters(output: &Output) -> &str {
     match output {
         Output::Completion { text, .. } => text,
-        Output::Embedding(_) | Output::Scores(_) => panic!("a decoder generates"),
+        Output::Embedding(_) | Output::Scores(_) | Output::Transcript(_) => panic!("a decoder generates"),
     }
 }
 

@@ -16,9 +16,10 @@ use kernels::{Attention, Level, Linear, Norm, Rotary};
 use rayon::prelude::*;
 use schemas::registry::Dtype;
 
+pub use self::pass::Place;
 use self::pass::{Pass, Workspace};
 use super::Input;
-use super::blueprint::{Embedding, Head, Layer};
+use super::blueprint::{Embedding, Head, Layer, Shape};
 use super::family::Model;
 use super::pooling::pool;
 use crate::engine::LoadError;
@@ -35,15 +36,29 @@ const ROWS_MIN: usize = 4;
 
 #[derive(Debug)]
 pub struct Cpu {
+    body: Body,
+    embedding: Embedding<Norm>,
+    head: Head<Linear, Norm>,
+}
+
+/// The layers of a model, whatever it is that goes into them.
+#[derive(Debug)]
+pub struct Body {
     level: Level,
     threads: rayon::ThreadPool,
-    embedding: Embedding<Norm>,
     hidden: usize,
     layers: Vec<Ready>,
     final_norm: Option<Norm>,
-    head: Head<Linear, Norm>,
     /// Memory of passes that are over.
     spare: Mutex<Vec<Workspace>>,
+}
+
+/// Layers as their files tell them.
+pub trait Layers {
+    fn shape(&self) -> &Shape;
+    fn count(&self) -> usize;
+    fn layer(&self, index: usize) -> Result<Layer<Affine, NormWeights>, LoadError>;
+    fn final_norm(&self) -> Option<NormWeights>;
 }
 
 /// A layer with all it needs.
@@ -58,90 +73,157 @@ impl Cpu {
     /// Makes a model ready to run on as many threads as this process may use: its share of a container counts. `frame`
     /// are the special tokens around a text.
     pub fn new(model: Model, head: Head<Affine, NormWeights>, dtype: Dtype, frame: &[u32]) -> Result<Self, LoadError> {
+        let Embedding { words, positions, types, norm: embedding_norm } = model.embedding.clone();
+        let embedding = Embedding { words, positions, types, norm: embedding_norm.map(norm) };
+        let watch = |body: &Body| {
+            let texts = any_texts(model.vocabulary(), model.shape.positions, frame);
+            let inputs: Vec<_> = texts.iter().map(|tokens| Input { tokens, pair_at: None }).collect();
+            run(body, &embedding, &inputs, |_| ());
+        };
+        let body = Body::new(&model, dtype, watch)?;
+        Ok(Self { body, embedding, head: head.map(exact, norm) })
+    }
+
+    /// What the kernels run on.
+    pub fn level(&self) -> Level {
+        self.body.level
+    }
+
+    /// One vector for each input. Inputs are not empty and no longer than the model allows.
+    pub fn run(&self, inputs: &[Input<'_>]) -> Vec<Vec<f32>> {
+        run(&self.body, &self.embedding, inputs, |rows| pool(self.body.level, &self.head, rows, self.body.hidden))
+    }
+}
+
+/// Texts of any words.
+fn any_texts(words: usize, positions: usize, frame: &[u32]) -> Vec<Vec<u32>> {
+    let words = u32::try_from(words).expect("token ids are of 32 bits");
+    let length = WATCHED_TOKENS.min(positions).max(frame.len() + 1);
+    let mut random = fastrand::Rng::with_seed(0);
+    let (begin, end) = frame.split_at(frame.len().div_ceil(2));
+    let mut text = || {
+        let word = |_| random.u32(0..words);
+        let inner: Vec<u32> = (0..length - frame.len()).map(word).collect();
+        [begin, &inner, end].concat()
+    };
+    (0..WATCHED_TEXTS).map(|_| text()).collect()
+}
+
+/// Texts through all layers.
+fn run<T: Send>(
+    body: &Body,
+    embedding: &Embedding<Norm>,
+    inputs: &[Input<'_>],
+    made: impl Fn(&[f32]) -> T + Sync,
+) -> Vec<T> {
+    let lengths: Vec<usize> = inputs.iter().map(|input| input.tokens.len()).collect();
+    let embed = |Place { sequence, position }: Place, to: &mut [f32]| {
+        let Input { tokens, pair_at } = &inputs[sequence];
+        let width = to.len();
+        to.copy_from_slice(&embedding.words[tokens[position] as usize * width..][..width]);
+        let mut add = |from: &[f32]| to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+        if let Some(positions) = &embedding.positions {
+            add(&positions[position * width..][..width]);
+        }
+        if let Some(types) = &embedding.types {
+            add(&types[usize::from(pair_at.is_some_and(|at| position >= at))]);
+        }
+        embedding.norm.iter().for_each(|norm| norm.apply(body.level, to));
+    };
+    body.run(&lengths, embed, made)
+}
+
+impl Body {
+    /// `watch` runs something through layers that watch how large their inputs become.
+    pub fn new(model: &impl Layers, dtype: Dtype, watch: impl FnOnce(&Self)) -> Result<Self, LoadError> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let threads =
             rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|_| "encoder".to_owned()).build();
-        let Embedding { words, positions, types, norm: embedding_norm } = model.embedding.clone();
-        let mut cpu = Self {
+        let mut body = Self {
             level: Level::best(),
             threads: threads.map_err(LoadError::Threads)?,
-            embedding: Embedding { words, positions, types, norm: embedding_norm.map(norm) },
-            hidden: model.shape.hidden,
+            hidden: model.shape().hidden,
             layers: Vec::new(),
-            final_norm: model.final_norm.clone().map(norm),
-            head: head.map(exact, norm),
+            final_norm: model.final_norm().map(norm),
             spare: Mutex::default(),
         };
-        cpu.layers = match dtype {
-            Dtype::F32 => layers(&model, |_| Weights::exact)?,
+        body.layers = match dtype {
+            Dtype::F32 => layers(model, |_| Weights::exact)?,
             Dtype::F16 | Dtype::Bf16 => return Err(LoadError::NeedsGpu(dtype)),
             Dtype::Int8 => {
-                cpu.layers = layers(&model, |_| Weights::watched)?;
-                cpu.watch(&model, frame);
-                let watched = std::mem::take(&mut cpu.layers);
-                layers(&model, |index| {
+                body.layers = layers(model, |_| Weights::watched)?;
+                watch(&body);
+                let watched = std::mem::take(&mut body.layers);
+                layers(model, |index| {
                     let mut sizes = watched[index].parts.linears().map(Weights::sizes).into_iter();
                     move |affine| Weights::quantized(affine, &sizes.next().expect("as many as are asked for"))
                 })?
             }
         };
-        Ok(cpu)
+        Ok(body)
     }
 
-    /// Runs a few texts of any words.
-    fn watch(&self, model: &Model, frame: &[u32]) {
-        let words = u32::try_from(self.embedding.words.len() / self.hidden).expect("token ids are of 32 bits");
-        let length = WATCHED_TOKENS.min(model.shape.positions).max(frame.len() + 1);
-        let mut random = fastrand::Rng::with_seed(0);
-        let (begin, end) = frame.split_at(frame.len().div_ceil(2));
-        let mut text = || {
-            let word = |_| random.u32(0..words);
-            let inner: Vec<u32> = (0..length - frame.len()).map(word).collect();
-            [begin, &inner, end].concat()
-        };
-        let texts: Vec<Vec<u32>> = (0..WATCHED_TEXTS).map(|_| text()).collect();
-        self.run(&texts.iter().map(|tokens| Input { tokens, pair_at: None }).collect::<Vec<_>>());
-    }
-
-    /// What the kernels run on.
     pub fn level(&self) -> Level {
         self.level
     }
 
-    /// One vector for each input. Inputs are not empty and no longer than the model allows.
-    pub fn run(&self, inputs: &[Input<'_>]) -> Vec<Vec<f32>> {
-        let total: usize = inputs.iter().map(|input| input.tokens.len()).sum();
-        let longest = inputs.iter().map(|input| input.tokens.len()).max().unwrap_or(0);
+    /// As many sequences as fit on the threads side by side.
+    pub fn threads(&self) -> usize {
+        self.threads.current_num_threads()
+    }
+
+    /// Does something on these threads.
+    pub fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.threads.install(work)
+    }
+
+    /// Runs sequences of these lengths, none of them empty. `embed` gives the row of a place, `made` is what becomes of
+    /// a sequence's rows in the end.
+    pub fn run<T: Send>(
+        &self,
+        lengths: &[usize],
+        embed: impl Fn(Place, &mut [f32]) + Sync,
+        made: impl Fn(&[f32]) -> T + Sync,
+    ) -> Vec<T> {
+        let total: usize = lengths.iter().sum();
+        let longest = lengths.iter().copied().max().unwrap_or(0);
         let threads = self.threads.current_num_threads();
         if threads > 1 && longest > total / threads {
             let parts = threads.min(total.div_ceil(ROWS_MIN));
-            return self.threads.install(|| self.pass(inputs, parts));
+            return self.threads.install(|| self.pass(lengths, 0, parts, &embed, &made));
         }
         // The last ones are small, so that no thread waits long for another.
         let most = CHUNK_TOKENS.min(total / threads / 2).max(longest);
-        let chunks = chunks(inputs, most);
-        let vectors =
-            self.threads.install(|| chunks.into_par_iter().map(|chunk| self.pass(chunk, 1)).collect::<Vec<_>>());
-        vectors.into_iter().flatten().collect()
+        let chunks = chunks(lengths, most);
+        let one = |(first, chunk): (usize, &[usize])| self.pass(chunk, first, 1, &embed, &made);
+        let results = self.threads.install(|| chunks.into_par_iter().map(one).collect::<Vec<_>>());
+        results.into_iter().flatten().collect()
     }
 
-    fn pass(&self, inputs: &[Input<'_>], parts: usize) -> Vec<Vec<f32>> {
+    fn pass<T: Send>(
+        &self,
+        lengths: &[usize],
+        first: usize,
+        parts: usize,
+        embed: &(impl Fn(Place, &mut [f32]) + Sync),
+        made: &(impl Fn(&[f32]) -> T + Sync),
+    ) -> Vec<T> {
         let spare = self.spare.lock().expect("nothing panics while it holds this").pop();
         let mut workspace = spare.unwrap_or_default();
-        let mut pass = Pass::new(self, inputs, parts, &mut workspace);
-        pass.run();
-        let vectors = pass.sequences().map(|rows| pool(self.level, &self.head, rows, self.hidden)).collect();
+        let mut pass = Pass::new(self, lengths, parts, &mut workspace);
+        pass.run(|Place { sequence, position }, to| embed(Place { sequence: first + sequence, position }, to));
+        let results = pass.sequences().map(made).collect();
         self.spare.lock().expect("nothing panics while it holds this").push(workspace);
-        vectors
+        results
     }
 }
 
 /// All layers of a model. `make` gives for each what makes its linear layers.
 fn layers<F: FnMut(Affine) -> Weights>(
-    model: &Model,
+    model: &impl Layers,
     mut make: impl FnMut(usize) -> F,
 ) -> Result<Vec<Ready>, LoadError> {
-    let shape = &model.shape;
+    let shape = model.shape();
     // Layers share tables of rotary positions that have the same base.
     let mut turns: Vec<(f64, Arc<Rotary>)> = Vec::new();
     let mut turn = |base| {
@@ -152,8 +234,8 @@ fn layers<F: FnMut(Affine) -> Weights>(
             rotary
         })
     };
-    let mut layers = Vec::with_capacity(model.layers);
-    for index in 0..model.layers {
+    let mut layers = Vec::with_capacity(model.count());
+    for index in 0..model.count() {
         let layer = model.layer(index)?;
         let attention = Attention {
             heads: shape.heads,
@@ -170,18 +252,18 @@ fn layers<F: FnMut(Affine) -> Weights>(
     Ok(layers)
 }
 
-/// Inputs in their order, in groups of at most so many tokens.
-fn chunks<'a, 'b>(mut inputs: &'a [Input<'b>], tokens_max: usize) -> Vec<&'a [Input<'b>]> {
-    let mut chunks = Vec::new();
-    while !inputs.is_empty() {
+/// Lengths in their order, in groups of at most so many tokens, each with the number of its first.
+fn chunks(lengths: &[usize], tokens_max: usize) -> Vec<(usize, &[usize])> {
+    let (mut chunks, mut first) = (Vec::new(), 0);
+    while first < lengths.len() {
         let mut tokens = 0;
-        let fits = |input: &&Input<'_>| {
-            tokens += input.tokens.len();
+        let fits = |length: &&usize| {
+            tokens += **length;
             tokens <= tokens_max
         };
-        let (chunk, rest) = inputs.split_at(inputs.iter().take_while(fits).count().max(1));
-        chunks.push(chunk);
-        inputs = rest;
+        let count = lengths[first..].iter().take_while(fits).count().max(1);
+        chunks.push((first, &lengths[first..first + count]));
+        first += count;
     }
     chunks
 }

@@ -8,6 +8,7 @@ mod qwen3;
 use std::path::Path;
 
 use super::blueprint::{Embedding, Layer, Shape, Step};
+use super::cpu::Layers;
 use crate::engine::LoadError;
 use crate::engine::layers::{Affine, NormWeights};
 use crate::engine::model_config::Config;
@@ -40,6 +41,24 @@ trait Family {
 /// A classifier's pooling and steps.
 pub type Classifier = super::blueprint::Head<Affine, NormWeights>;
 
+impl Layers for Model {
+    fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    fn count(&self) -> usize {
+        self.layers
+    }
+
+    fn layer(&self, index: usize) -> Result<Layer<Affine, NormWeights>, LoadError> {
+        self.family.layer(&self.weights, index)
+    }
+
+    fn final_norm(&self) -> Option<NormWeights> {
+        self.final_norm.clone()
+    }
+}
+
 impl Model {
     pub fn open(folder: &Path, config: &Config) -> Result<Self, LoadError> {
         let (family, prefixes): (Box<dyn Family>, &[&str]) = match config.text("model_type")? {
@@ -68,10 +87,6 @@ impl Model {
     /// Tokens that the model has vectors for.
     pub fn vocabulary(&self) -> usize {
         self.embedding.words.len() / self.shape.hidden
-    }
-
-    pub fn layer(&self, index: usize) -> Result<Layer<Affine, NormWeights>, LoadError> {
-        self.family.layer(&self.weights, index)
     }
 
     pub fn classifier(&self, labels: usize) -> Result<Classifier, LoadError> {

@@ -18,6 +18,7 @@ use self::packed::{Packed, Pool};
 use self::rowwise::{Activate, Sum};
 use super::Input;
 use super::blueprint::{Head, Layer, Shape};
+use super::cpu::Layers;
 use super::family::Model;
 use super::pooling::finish;
 use crate::engine::LoadError;

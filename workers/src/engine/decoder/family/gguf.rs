@@ -107,6 +107,7 @@ impl Reader {
             sinks: None,
             output: self.linear(&name("attn_output"))?,
             output_norm: None,
+            cross: None,
             perceptron_norm: self.norm(&name("ffn_norm"))?,
             perceptron: Perceptron::Dense(Dense {
                 up: if gated { join(vec![self.linear(&name("ffn_gate"))?, up]) } else { up },

@@ -65,6 +65,7 @@ impl Gpt2 {
             sinks: None,
             output: linear("attn.c_proj", hidden, hidden)?,
             output_norm: None,
+            cross: None,
             perceptron_norm: norm("ln_2")?,
             perceptron: Perceptron::Dense(Dense {
                 up: linear("mlp.c_fc", hidden, inner)?,

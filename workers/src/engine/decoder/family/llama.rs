@@ -92,6 +92,7 @@ impl Model {
             },
             output: linear("self_attn.o_proj", [hidden, heads * size])?,
             output_norm,
+            cross: None,
             perceptron_norm,
             perceptron: self.perceptron(index)?,
             down_norm,

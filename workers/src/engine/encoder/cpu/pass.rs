@@ -4,8 +4,7 @@ use std::ops::Range;
 
 use kernels::{Activation, Buffer, QuantizedRows, Scratch, gate};
 
-use super::{Cpu, Ready};
-use crate::engine::encoder::Input;
+use super::{Body, Ready};
 
 /// Memory of a pass. It is kept for the next one.
 #[derive(Debug, Default)]
@@ -27,16 +26,18 @@ struct Own {
     attention: Scratch,
 }
 
-/// A token's row.
-#[derive(Clone, Copy)]
-struct Place {
-    token: u32,
-    position: usize,
-    is_second: bool,
+/// A token of a sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    pub sequence: usize,
+    pub position: usize,
 }
 
+/// Rows whose perceptron is computed together, so that what is between its layers stays in a core's cache.
+const BLOCK_ROWS: usize = 128;
+
 pub struct Pass<'a> {
-    model: &'a Cpu,
+    model: &'a Body,
     /// The rows of each sequence.
     sequences: Vec<Range<usize>>,
     places: Vec<Place>,
@@ -45,18 +46,13 @@ pub struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    pub fn new(model: &'a Cpu, inputs: &[Input<'_>], parts: usize, space: &'a mut Workspace) -> Self {
-        let place = |input: &Input<'_>, position: usize| Place {
-            token: input.tokens[position],
-            position,
-            is_second: input.pair_at.is_some_and(|at| position >= at),
-        };
-        let places: Vec<Place> =
-            inputs.iter().flat_map(|input| (0..input.tokens.len()).map(move |at| place(input, at))).collect();
+    pub fn new(model: &'a Body, lengths: &[usize], parts: usize, space: &'a mut Workspace) -> Self {
+        let of = |(sequence, length): (usize, &usize)| (0..*length).map(move |position| Place { sequence, position });
+        let places: Vec<Place> = lengths.iter().enumerate().flat_map(of).collect();
         let mut end = 0;
-        let sequences = inputs.iter().map(|input| {
+        let sequences = lengths.iter().map(|length| {
             let start = end;
-            end += input.tokens.len();
+            end += length;
             start..end
         });
         let sequences = sequences.collect();
@@ -70,14 +66,15 @@ impl<'a> Pass<'a> {
         Self { model, sequences, places, parts, space }
     }
 
-    pub fn run(&mut self) {
+    pub fn run(&mut self, embed: impl Fn(Place, &mut [f32]) + Sync) {
         let Self { model, sequences, places, parts, space } = self;
         let Workspace { hidden, projected, parts: owns } = &mut **space;
         let [mut current, mut next] = projected.each_mut();
         let width = model.layers[0].attention.width();
         let shared = Shared { model, sequences, places };
         in_parts(parts, owns, (hidden, model.hidden), (current, width), |mut part| {
-            shared.embed(&mut part);
+            let rows = part.hidden.chunks_exact_mut(model.hidden);
+            places[part.rows.clone()].iter().zip(rows).for_each(|(place, to)| embed(*place, to));
             shared.project(&model.layers[0], &mut part);
         });
         for (index, layer) in model.layers.iter().enumerate() {
@@ -131,31 +128,12 @@ fn in_parts<'a>(
 
 /// What all parts see.
 struct Shared<'a> {
-    model: &'a Cpu,
+    model: &'a Body,
     sequences: &'a [Range<usize>],
     places: &'a [Place],
 }
 
 impl Shared<'_> {
-    fn embed(&self, part: &mut Part<'_>) {
-        let (embedding, width) = (&self.model.embedding, self.model.hidden);
-        let row = |table: &[f32], index: usize| -> Range<usize> {
-            debug_assert!((index + 1) * width <= table.len());
-            index * width..(index + 1) * width
-        };
-        for (place, to) in self.places[part.rows.clone()].iter().zip(part.hidden.chunks_exact_mut(width)) {
-            to.copy_from_slice(&embedding.words[row(&embedding.words, place.token as usize)]);
-            let mut add = |from: &[f32]| to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
-            if let Some(positions) = &embedding.positions {
-                add(&positions[row(positions, place.position)]);
-            }
-            if let Some(types) = &embedding.types {
-                add(&types[usize::from(place.is_second)]);
-            }
-        }
-        embedding.norm.iter().for_each(|norm| norm.apply(self.model.level, part.hidden));
-    }
-
     /// Queries, keys and values, with their positions.
     fn project(&self, layer: &Ready, part: &mut Part<'_>) {
         let level = self.model.level;
@@ -212,16 +190,22 @@ impl Shared<'_> {
 
     /// Adds to each row what the perceptron makes of it.
     fn perceive(&self, layer: &Ready, part: &mut Part<'_>) {
-        let (level, parts, rows) = (self.model.level, &layer.parts, part.rows.len());
-        let Own { narrow, wide, gated, quantized, .. } = &mut *part.own;
-        narrow.resize(part.hidden.len());
+        for rows in part.hidden.chunks_mut(BLOCK_ROWS * self.model.hidden) {
+            self.perceive_block(layer, rows, part.own);
+        }
+    }
+
+    fn perceive_block(&self, layer: &Ready, hidden: &mut [f32], own: &mut Own) {
+        let (level, parts, rows) = (self.model.level, &layer.parts, hidden.len() / self.model.hidden);
+        let Own { narrow, wide, gated, quantized, .. } = own;
+        narrow.resize(hidden.len());
         let input = match &parts.perceptron_norm {
             Some(norm) => {
-                narrow.copy_from_slice(part.hidden);
+                narrow.copy_from_slice(hidden);
                 norm.apply(level, narrow);
                 &**narrow
             }
-            None => &*part.hidden,
+            None => &*hidden,
         };
         let width = parts.up.outputs();
         wide.resize(rows * width);
@@ -238,7 +222,7 @@ impl Shared<'_> {
             }
         };
         parts.down.forward(None, level, inner, narrow, Activation::None, quantized);
-        self.add(&parts.down_norm, part.hidden, narrow);
+        self.add(&parts.down_norm, hidden, narrow);
     }
 
     fn add(&self, norm: &Option<kernels::Norm>, hidden: &mut [f32], more: &[f32]) {

@@ -1,0 +1,116 @@
+//! The half of a speech model that hears: windows of 30 seconds to a row for every 20 milliseconds.
+
+use kernels::{Activation, Linear};
+use rayon::prelude::*;
+use schemas::registry::Dtype;
+
+use super::files::Files;
+use crate::engine::LoadError;
+use crate::engine::encoder::cpu::{Body, Place};
+use crate::engine::weights::exact;
+
+/// Rows of a convolution that a thread computes at a time.
+const BLOCK: usize = 125;
+/// Rows that int8 is prepared with.
+const WATCHED_ROWS: usize = 400;
+
+#[derive(Debug)]
+pub struct Encoder {
+    convolutions: [Linear; 2],
+    positions: Vec<f32>,
+    body: Body,
+    bands: usize,
+    hidden: usize,
+    /// Rows of a window.
+    pub rows: usize,
+}
+
+impl Encoder {
+    pub fn new(files: &Files, dtype: Dtype) -> Result<Self, LoadError> {
+        let (bands, hidden, rows) = (files.sizes.bands, files.sizes.hidden, files.sizes.heard);
+        let convolutions =
+            [exact(files.convolution("conv1", bands)?), exact(files.convolution("conv2", hidden)?)];
+        let positions = files.positions()?;
+        let watch = |body: &Body| {
+            let window = babble(2 * rows, bands);
+            let made = convolve(body, &convolutions, &positions, &window, [bands, hidden]);
+            let length = WATCHED_ROWS.min(rows);
+            body.run(&[length], |place, to| to.copy_from_slice(&made[place.position * hidden..][..hidden]), |_| ());
+        };
+        let body = Body::new(&files.encoder()?, dtype, watch)?;
+        Ok(Self { convolutions, positions, body, bands, hidden, rows })
+    }
+
+    pub fn body(&self) -> &Body {
+        &self.body
+    }
+
+    /// Frames of a window.
+    pub fn frames(&self) -> usize {
+        2 * self.rows
+    }
+
+    /// `windows` are `[frames, bands]` each; the rows of each come back, `[rows, hidden]`.
+    pub fn run(&self, windows: &[Vec<f32>]) -> Vec<Vec<f32>> {
+        let sizes = [self.bands, self.hidden];
+        let convolved = |window: &Vec<f32>| convolve(&self.body, &self.convolutions, &self.positions, window, sizes);
+        let made: Vec<Vec<f32>> = windows.iter().map(convolved).collect();
+        let row = |Place { sequence, position }: Place, to: &mut [f32]| {
+            to.copy_from_slice(&made[sequence][position * self.hidden..][..self.hidden]);
+        };
+        self.body.run(&vec![self.rows; windows.len()], row, <[f32]>::to_vec)
+    }
+}
+
+/// Both convolutions, and the positions onto what they make.
+fn convolve(
+    body: &Body,
+    [first, second]: &[Linear; 2],
+    positions: &[f32],
+    window: &[f32],
+    [bands, hidden]: [usize; 2],
+) -> Vec<f32> {
+    let level = body.level();
+    let frames = window.len() / bands;
+    // A frame of nothing before and after.
+    let mut padded = vec![0.0; (frames + 2) * bands];
+    padded[bands..][..window.len()].copy_from_slice(window);
+    let mut inner = vec![0.0; (frames + 2) * hidden];
+    let mut rows = vec![0.0; frames / 2 * hidden];
+    body.install(|| {
+        let blocks = inner[hidden..(frames + 1) * hidden].par_chunks_mut(BLOCK * hidden);
+        blocks.enumerate().for_each(|(block, to)| {
+            let count = to.len() / hidden;
+            let seen = gathered(&padded, bands, (0..count).map(|row| block * BLOCK + row));
+            first.forward(level, &seen, to, Activation::Gelu);
+        });
+        rows.par_chunks_mut(BLOCK * hidden).enumerate().for_each(|(block, to)| {
+            let count = to.len() / hidden;
+            let seen = gathered(&inner, hidden, (0..count).map(|row| 2 * (block * BLOCK + row)));
+            second.forward(level, &seen, to, Activation::Gelu);
+            to.iter_mut().zip(&positions[block * BLOCK * hidden..]).for_each(|(to, more)| *to += more);
+        });
+    });
+    rows
+}
+
+/// Three frames from each of these on.
+fn gathered(frames: &[f32], width: usize, firsts: impl Iterator<Item = usize>) -> Vec<f32> {
+    firsts.flat_map(|first| &frames[first * width..(first + 3) * width]).copied().collect()
+}
+
+/// Frames that vary as those of speech do.
+fn babble(frames: usize, bands: usize) -> Vec<f32> {
+    let mut random = fastrand::Rng::with_seed(0);
+    let mut level = vec![0.0_f32; bands];
+    let mut window = Vec::with_capacity(frames * bands);
+    for frame in 0..frames {
+        let loud = 0.6 * (frame as f32 * 0.2).sin();
+        for (band, level) in level.iter_mut().enumerate() {
+            let tilt = 0.5 - band as f32 / bands as f32;
+            *level = 0.8 * *level + 0.5 * (random.f32() - 0.5);
+            window.push((*level + loud + tilt).clamp(-0.6, 1.4));
+        }
+    }
+    window
+}
