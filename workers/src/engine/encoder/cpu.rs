@@ -5,7 +5,7 @@
 //! itself. Only where one sequence is too large a share of the batch for that, all threads take rows of one chunk: then
 //! they meet once in each layer, since attention alone needs the rows of others.
 //!
-//! For int8 it is made twice. The first one computes in f32 and watches how large the inputs of its linear layers become
+//! For int8 a model of texts is made twice. The first one computes in f32 and watches how large the inputs of its linear layers become
 //! for texts of any words; with that known, the second one loses little.
 
 mod pass;
@@ -75,12 +75,20 @@ impl Cpu {
     pub fn new(model: Model, head: Head<Affine, NormWeights>, dtype: Dtype, frame: &[u32]) -> Result<Self, LoadError> {
         let Embedding { words, positions, types, norm: embedding_norm } = model.embedding.clone();
         let embedding = Embedding { words, positions, types, norm: embedding_norm.map(norm) };
-        let watch = |body: &Body| {
-            let texts = any_texts(model.vocabulary(), model.shape.positions, frame);
-            let inputs: Vec<_> = texts.iter().map(|tokens| Input { tokens, pair_at: None }).collect();
-            run(body, &embedding, &inputs, |_| ());
+        let body = match dtype {
+            Dtype::F32 => Body::new(&model, |_| Weights::exact)?,
+            Dtype::F16 | Dtype::Bf16 => return Err(LoadError::NeedsGpu(dtype)),
+            Dtype::Int8 => {
+                let watched = Body::new(&model, |_| Weights::watched)?;
+                let texts = any_texts(model.vocabulary(), model.shape.positions, frame);
+                let inputs: Vec<_> = texts.iter().map(|tokens| Input { tokens, pair_at: None }).collect();
+                run(&watched, &embedding, &inputs, |_| ());
+                Body::new(&model, |index| {
+                    let mut sizes = watched.layers[index].parts.linears().map(Weights::sizes).into_iter();
+                    move |affine| Weights::quantized(affine, &sizes.next().expect("as many as are asked for"))
+                })?
+            }
         };
-        let body = Body::new(&model, dtype, watch)?;
         Ok(Self { body, embedding, head: head.map(exact, norm) })
     }
 
@@ -134,33 +142,22 @@ fn run<T: Send>(
 }
 
 impl Body {
-    /// `watch` runs something through layers that watch how large their inputs become.
-    pub fn new(model: &impl Layers, dtype: Dtype, watch: impl FnOnce(&Self)) -> Result<Self, LoadError> {
+    /// `make` gives for each layer what makes its linear layers.
+    pub fn new<F: FnMut(Affine) -> Weights>(
+        model: &impl Layers,
+        make: impl FnMut(usize) -> F,
+    ) -> Result<Self, LoadError> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let threads =
             rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|_| "encoder".to_owned()).build();
-        let mut body = Self {
+        Ok(Self {
             level: Level::best(),
             threads: threads.map_err(LoadError::Threads)?,
             hidden: model.shape().hidden,
-            layers: Vec::new(),
+            layers: layers(model, make)?,
             final_norm: model.final_norm().map(norm),
             spare: Mutex::default(),
-        };
-        body.layers = match dtype {
-            Dtype::F32 => layers(model, |_| Weights::exact)?,
-            Dtype::F16 | Dtype::Bf16 => return Err(LoadError::NeedsGpu(dtype)),
-            Dtype::Int8 => {
-                body.layers = layers(model, |_| Weights::watched)?;
-                watch(&body);
-                let watched = std::mem::take(&mut body.layers);
-                layers(model, |index| {
-                    let mut sizes = watched[index].parts.linears().map(Weights::sizes).into_iter();
-                    move |affine| Weights::quantized(affine, &sizes.next().expect("as many as are asked for"))
-                })?
-            }
-        };
-        Ok(body)
+        })
     }
 
     pub fn level(&self) -> Level {
