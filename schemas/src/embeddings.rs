@@ -3,14 +3,15 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::input::TextOrTokens;
+use crate::input::MediaInput;
 use crate::log::Usage;
 
 /// The body of a job for `/v1/embeddings`.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
 pub struct EmbeddingRequest {
     pub model: String,
-    pub input: TextOrTokens,
+    /// Texts or tokens; for models that see, images too.
+    pub input: MediaInput,
     #[serde(default)]
     pub encoding_format: Option<EncodingFormat>,
     /// A shorter vector, where the model was trained for it.

@@ -23,6 +23,8 @@ pub enum TextOrTokens {
 pub enum Prompt<'a> {
     Text(&'a str),
     Tokens(&'a [u32]),
+    /// A file in base64, or a `data:` URL.
+    Image(&'a str),
 }
 
 impl TextOrTokens {
@@ -55,6 +57,103 @@ impl<'de> Deserialize<'de> for TextOrTokens {
             },
             other => Err(D::Error::custom(format!("{} is not {wanted}", shorten(&other)))),
         }
+    }
+}
+
+/// `input` where images may stand among texts: as above, or objects with a `text` or an `image`.
+#[derive(Clone, Debug, Serialize, PartialEq)]
+#[serde(untagged)]
+pub enum MediaInput {
+    Plain(TextOrTokens),
+    Items(Vec<Item>),
+}
+
+/// One of them.
+#[derive(Clone, Debug, Serialize, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum Item {
+    Text(String),
+    Image(String),
+}
+
+impl Item {
+    fn prompt(&self) -> Prompt<'_> {
+        match self {
+            Self::Text(text) => Prompt::Text(text),
+            Self::Image(image) => Prompt::Image(image),
+        }
+    }
+}
+
+impl MediaInput {
+    /// The prompts, in order.
+    pub fn prompts(&self) -> Vec<Prompt<'_>> {
+        match self {
+            Self::Plain(plain) => plain.prompts(),
+            Self::Items(items) => items.iter().map(Item::prompt).collect(),
+        }
+    }
+
+    /// Whether several prompts were given, so that errors can name the index.
+    pub fn is_list(&self) -> bool {
+        match self {
+            Self::Plain(plain) => plain.is_list(),
+            Self::Items(_) => true,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for MediaInput {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            one @ Value::Object(_) => item(one).map(|item| Self::Items(vec![item])).map_err(D::Error::custom),
+            Value::Array(items) if items.iter().any(Value::is_object) => {
+                let read = |(index, one)| item(one).map_err(|error| format!("[{index}]: {error}"));
+                let items = items.into_iter().enumerate().map(read).collect::<Result<_, _>>();
+                items.map(Self::Items).map_err(D::Error::custom)
+            }
+            plain => TextOrTokens::deserialize(plain).map(Self::Plain).map_err(D::Error::custom),
+        }
+    }
+}
+
+/// A text, or an object with one or with an image, also as chats have them: `{"type": "image_url", "image_url": {"url": …}}`.
+fn item(value: Value) -> Result<Item, String> {
+    let wanted = "is not a string or an object with a `text` or an `image`";
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    match &value {
+        Value::String(own) => Ok(Item::Text(own.clone())),
+        Value::Object(fields) => {
+            let url = fields.get("image_url").map(|url| url.get("url").unwrap_or(url));
+            let image = fields.get("image").or(url).and_then(text);
+            match (fields.get("text").and_then(text), image) {
+                (Some(own), None) => Ok(Item::Text(own)),
+                (None, Some(image)) => Ok(Item::Image(image)),
+                _ => Err(format!("{} {wanted}", shorten(&value))),
+            }
+        }
+        other => Err(format!("{} {wanted}", shorten(other))),
+    }
+}
+
+impl JsonSchema for MediaInput {
+    fn schema_name() -> Cow<'static, str> {
+        "MediaInput".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let filled = json!({"type": "string", "minLength": 1});
+        let text = json!({"type": "object", "properties": {"text": filled}, "required": ["text"]});
+        let image = json!({"type": "object", "properties": {"image": filled}, "required": ["image"]});
+        let url = json!({"type": "object", "properties": {"url": filled}, "required": ["url"]});
+        let part = json!({"type": "object", "properties": {"image_url": url}, "required": ["image_url"]});
+        let item = json!({"anyOf": [text, image, part]});
+        let mixed = json!({"anyOf": [filled, text, image, part]});
+        let plain = generator.subschema_for::<TextOrTokens>();
+        json_schema!({
+            "description": "Texts, tokens or images; an image is a file in base64, or a `data:` URL.",
+            "anyOf": [plain, item, {"type": "array", "items": mixed, "minItems": 1}],
+        })
     }
 }
 
@@ -199,6 +298,21 @@ mod tests {
         assert!(read(json!([[1], [1, "x"]])).unwrap_err().starts_with("[1][1]: \"x\" is not"));
         assert!(read(json!([])).unwrap_err().contains("empty array"));
         assert!(read(json!({"long": "x".repeat(100)})).unwrap_err().contains('…'));
+    }
+
+    #[test]
+    fn images_stand_among_texts() {
+        let read = |value: Value| serde_json::from_value::<MediaInput>(value).map_err(|error| error.to_string());
+        let image = Item::Image("data:x".to_owned());
+        assert_eq!(read(json!("a")), Ok(MediaInput::Plain(TextOrTokens::Text("a".into()))));
+        assert_eq!(read(json!({ "image": "data:x" })), Ok(MediaInput::Items(vec![image.clone()])));
+        let part = json!({ "type": "image_url", "image_url": { "url": "data:x" } });
+        let mixed = read(json!(["a", part, { "text": "b" }])).unwrap();
+        assert_eq!(mixed, MediaInput::Items(vec![Item::Text("a".into()), image, Item::Text("b".into())]));
+        assert_eq!(read(serde_json::to_value(&mixed).unwrap()), Ok(mixed));
+        assert!(read(json!([{ "image": "x" }, 7])).unwrap_err().starts_with("[1]: 7 is not"));
+        assert!(read(json!({ "image": "x", "text": "y" })).is_err());
+        assert!(read(json!(7)).unwrap_err().starts_with("7 is not a string"));
     }
 
     #[test]

@@ -11,8 +11,8 @@ const SKIPPED_FOLDERS: [&str; 4] = ["target", ".git", ".cache", "node_modules"];
 const LINES_MAX: usize = 500;
 const BANNED_NAMES: [&str; 11] =
     ["util", "helper", "common", "base", "misc", "manager", "handler", "processor", "context", "data", "info"];
-const SCHEMAS_DEPENDENCIES: [&str; 8] =
-    ["proptest", "rmp-serde", "schemars", "serde", "serde_json", "serde_path_to_error", "thiserror", "toml"];
+const SCHEMAS_DEPENDENCIES: [&str; 9] =
+    ["base64", "proptest", "rmp-serde", "schemars", "serde", "serde_json", "serde_path_to_error", "thiserror", "toml"];
 
 /// A file of the repository, its path relative to the root.
 struct File {

@@ -32,9 +32,7 @@ const OPUS_RATE: u32 = 48_000;
 /// Why a file cannot be heard.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum AudioError {
-    #[error(
-        "is no audio that can be read ({0}); flac, m4a, mp3, mp4, ogg, opus, wav and webm are known, among others"
-    )]
+    #[error("is no audio that can be read ({0}); flac, m4a, mp3, mp4, ogg, opus, wav and webm are known, among others")]
     Unknown(String),
     #[error("has {0} channels; at most {CHANNELS_MAX} are taken")]
     Channels(usize),
@@ -74,8 +72,7 @@ fn read_unguarded(
     let unknown = |error: Error| AudioError::Unknown(error.to_string());
     let stream = MediaSourceStream::new(Box::new(Cursor::new(file)), Default::default());
     let probe = symphonia::default::get_probe();
-    let mut format =
-        probe.probe(&hint, stream, FormatOptions::default(), Default::default()).map_err(unknown)?;
+    let mut format = probe.probe(&hint, stream, FormatOptions::default(), Default::default()).map_err(unknown)?;
     let track = format.default_track(TrackType::Audio).ok_or_else(|| AudioError::Unknown("no audio track".into()))?;
     let claimed = claimed_seconds(track);
     if claimed.is_some_and(|seconds| seconds > seconds_max as f64 + 1.0) {

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use schemas::job::Endpoint;
@@ -16,6 +15,7 @@ use tokio::time::timeout;
 use super::asked::Asked;
 use super::caller::Caller;
 use super::error::{ApiError, ApiResult, JOB_ID};
+use super::forms::Given;
 use super::leave::Leave;
 use super::{Gateway, events};
 
@@ -26,12 +26,12 @@ impl Gateway {
         caller: Caller,
         endpoint: Endpoint,
         headers: HeaderMap,
-        body: Bytes,
+        given: Given,
     ) -> ApiResult<Response> {
         if let Some(place) = events::place(&headers)? {
             return self.resume(&caller, place, true).await;
         }
-        let asked = Asked::of_body(endpoint, &headers, &body, &caller)?;
+        let asked = Asked::of_body(endpoint, &headers, given.body()?, &caller)?;
         match asked.stream && matches!(endpoint, Endpoint::ChatCompletions | Endpoint::Completions) {
             true => self.stream(caller, asked).await,
             false => self.wait(caller, asked).await,
@@ -83,7 +83,11 @@ pub fn respond(result: JobResult) -> ApiResult<Response> {
         (Some(mut response), _) => {
             name_field(&mut response.body);
             let status = StatusCode::from_u16(response.status_code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            let mut answer = (status, Json(response.body)).into_response();
+            let mut answer = match response.body {
+                // A transcript that is a text is the whole answer.
+                Value::String(text) => (status, text).into_response(),
+                body => (status, Json(body)).into_response(),
+            };
             mark(&mut answer, &JobId::new(job_id.as_str()));
             Ok(answer)
         }

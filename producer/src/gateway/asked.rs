@@ -63,8 +63,7 @@ pub struct Asked {
 
 impl Asked {
     /// From the body of an endpoint.
-    pub fn of_body(endpoint: Endpoint, headers: &HeaderMap, body: &Bytes, caller: &Caller) -> ApiResult<Self> {
-        let body: Value = read_json(body)?;
+    pub fn of_body(endpoint: Endpoint, headers: &HeaderMap, body: Value, caller: &Caller) -> ApiResult<Self> {
         let job = Job { custom_id: None, method: Method::Post, url: endpoint.url().to_owned(), body };
         Self::of_job(job, headers, caller)
     }
@@ -84,7 +83,10 @@ impl Asked {
         let lane = caller.lane(asked)?;
         let stream = match job.body.get("stream") {
             None | Some(Value::Null) | Some(Value::Bool(false)) => false,
-            Some(Value::Bool(true)) => true,
+            // As OpenAI does with models that give no parts of a transcript.
+            Some(Value::Bool(true)) => {
+                !matches!(Endpoint::from_url(&job.url), Some(Endpoint::Transcriptions | Endpoint::Translations))
+            }
             Some(other) => {
                 return Err(ApiError::invalid("invalid_type", "stream", format!("{other} is not true or false")));
             }
@@ -208,7 +210,7 @@ mod tests {
 
     fn ask(body: &str, headers: &[(&'static str, &str)]) -> ApiResult<Asked> {
         let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
-        Asked::of_body(Endpoint::ChatCompletions, &headers, &Bytes::copy_from_slice(body.as_bytes()), &caller())
+        Asked::of_body(Endpoint::ChatCompletions, &headers, read_json(body.as_bytes())?, &caller())
     }
 
     #[test]

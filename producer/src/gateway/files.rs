@@ -294,7 +294,7 @@ pub fn wrong_query(message: &str) -> ApiError {
     ApiError::invalid("invalid_value", "", message)
 }
 
-async fn text(field: &mut Field<'_>) -> ApiResult<String> {
+pub async fn text(field: &mut Field<'_>) -> ApiResult<String> {
     let mut text = Vec::new();
     while let Some(part) = field.chunk().await.map_err(unreadable)? {
         text.extend_from_slice(&part);
@@ -314,7 +314,7 @@ pub fn seconds(text: &str) -> ApiResult<i64> {
     seconds.ok_or_else(wrong)
 }
 
-fn unreadable(error: MultipartError) -> ApiError {
+pub fn unreadable(error: MultipartError) -> ApiError {
     if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
         let error = ErrorObject::invalid("request_too_large", Some("file".to_owned()), error.body_text());
         return ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, error);

@@ -12,6 +12,7 @@ mod dashboard;
 mod error;
 mod events;
 mod files;
+mod forms;
 mod jobs;
 mod leave;
 pub mod metrics;

@@ -3,6 +3,7 @@
 use axum::Json;
 use schemars::generate::{SchemaGenerator, SchemaSettings};
 use schemars::{JsonSchema, Schema};
+use schemas::audio::{Granularity, TranscriptFormat, TranscriptionRequest, TranscriptionResponse};
 use schemas::classify::{ClassifyRequest, ClassifyResponse};
 use schemas::completions::{ChatCompletionResponse, CompletionResponse};
 use schemas::document::{ChatBody, CompletionBody};
@@ -121,6 +122,24 @@ fn operations(types: &mut SchemaGenerator) -> Vec<Operation> {
         "required": ["file", "purpose"],
         "properties": { "file": { "type": "string", "format": "binary" }, "purpose": { "type": "string", "enum": super::files::PURPOSES } },
     });
+    // OpenAI's clients send a form; a job's body does as well.
+    let recording = |types: &mut SchemaGenerator| {
+        let form = json!({
+            "type": "object",
+            "required": ["file", "model"],
+            "properties": {
+                "file": { "type": "string", "format": "binary" },
+                "model": { "type": "string" },
+                "language": { "type": "string" },
+                "prompt": { "type": "string" },
+                "response_format": types.subschema_for::<TranscriptFormat>(),
+                "temperature": { "type": "number", "minimum": 0, "maximum": 1 },
+                "timestamp_granularities[]": { "type": "array", "items": types.subschema_for::<Granularity>() },
+            },
+        });
+        let body = types.subschema_for::<TranscriptionRequest>();
+        Some(json!({ "multipart/form-data": { "schema": form }, "application/json": { "schema": body } }))
+    };
     let any = || Answer::Json(Schema::from(Map::from_iter([("type".to_owned(), json!("object"))])));
     let t = types;
     let of = |method, path, tag, summary, body, status, answer| Operation {
@@ -177,6 +196,24 @@ fn operations(types: &mut SchemaGenerator) -> Vec<Operation> {
             json_body::<ClassifyRequest>(t),
             200,
             answer::<ClassifyResponse>(t),
+        ),
+        of(
+            "post",
+            "/v1/audio/transcriptions",
+            "models",
+            "Writes down what is said in a file",
+            recording(t),
+            200,
+            answer::<TranscriptionResponse>(t),
+        ),
+        of(
+            "post",
+            "/v1/audio/translations",
+            "models",
+            "Writes down in English what is said in a file",
+            recording(t),
+            200,
+            answer::<TranscriptionResponse>(t),
         ),
         of("get", "/v1/models", "models", "Lists the models", None, 200, answer::<ModelList>(t)),
         of("get", "/v1/models/{model}", "models", "Tells of one model", None, 200, answer::<ModelObject>(t)),
@@ -255,6 +292,6 @@ mod tests {
             .map(|operation| operation["operationId"].as_str().unwrap())
             .collect();
         let unique: std::collections::HashSet<_> = ids.iter().collect();
-        assert_eq!((ids.len(), unique.len()), (22, 22));
+        assert_eq!((ids.len(), unique.len()), (24, 24));
     }
 }

@@ -15,9 +15,9 @@ use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 use tower_http::timeout::RequestBodyTimeoutLayer;
 use uuid::Uuid;
 
-use super::asked::Body;
 use super::caller::Caller;
 use super::error::{ApiError, ApiResult, JOB_ID};
+use super::forms::Given;
 use super::{Gateway, batches, dashboard, files, jobs, models, openapi};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -43,10 +43,9 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/openapi.json", get(openapi::serve))
         .merge(dashboard::routes());
     for endpoint in Endpoint::ALL {
-        let answer = move |State(gateway): State<Arc<Gateway>>,
-                           caller: Caller,
-                           headers: HeaderMap,
-                           Body(body): Body| { answer(gateway, caller, endpoint, headers, body) };
+        let answer = move |State(gateway): State<Arc<Gateway>>, caller: Caller, headers: HeaderMap, body: Given| {
+            answer(gateway, caller, endpoint, headers, body)
+        };
         router = router.route(endpoint.url(), post(answer));
     }
     let router = router
@@ -68,12 +67,12 @@ async fn answer(
     caller: Caller,
     endpoint: Endpoint,
     headers: HeaderMap,
-    body: axum::body::Bytes,
+    body: Given,
 ) -> ApiResult<Response> {
     let (begun, metrics) = (Instant::now(), gateway.metrics.clone());
     let answered = gateway.answer(caller, endpoint, headers, body).await;
     // A stream has only begun.
-    if answered.as_ref().is_ok_and(|response| response.status().is_success() && is_json(response)) {
+    if answered.as_ref().is_ok_and(|response| response.status().is_success() && !is_stream(response)) {
         metrics.answered(operation(endpoint), begun.elapsed());
     }
     answered
@@ -87,6 +86,8 @@ fn operation(endpoint: Endpoint) -> &'static str {
         Endpoint::Embeddings => "embeddings",
         Endpoint::Rerank => "rerank",
         Endpoint::Classify => "classify",
+        Endpoint::Transcriptions => "transcription",
+        Endpoint::Translations => "translation",
     }
 }
 
@@ -129,6 +130,10 @@ async fn around(
     tracing::debug!(%method, route, status, seconds = took.as_secs_f64(), job.id = job_id, "request");
     response.headers_mut().insert(REQUEST_ID, id);
     response
+}
+
+fn is_stream(response: &Response) -> bool {
+    response.headers().get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
 }
 
 fn is_json(response: &Response) -> bool {

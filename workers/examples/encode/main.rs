@@ -47,7 +47,9 @@ fn encode(engine: &mut dyn Engine, sequences: Vec<Vec<u32>>) -> anyhow::Result<V
     outputs.sort_by_key(|(id, _)| *id);
     let vector = |(_, output)| match output {
         Output::Embedding(vector) => Ok(vector),
-        Output::Scores(_) | Output::Completion { .. } => Err(anyhow::anyhow!("embeddings were asked for")),
+        Output::Scores(_) | Output::Completion { .. } | Output::Transcript(_) => {
+            Err(anyhow::anyhow!("embeddings were asked for"))
+        }
     };
     outputs.into_iter().map(vector).collect()
 }

@@ -30,10 +30,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             body[field] = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
             continue;
         }
-        body["file"] = json!(base64::Engine::encode(
-            &base64::engine::general_purpose::STANDARD,
-            std::fs::read(&argument)?
-        ));
+        body["file"] =
+            json!(base64::Engine::encode(&base64::engine::general_purpose::STANDARD, std::fs::read(&argument)?));
         body["filename"] = json!(argument);
         let job = json!({ "url": format!("/v1/audio/{url}"), "body": body });
         let job = Encoding::Json.decode(&serde_json::to_vec(&job)?)?;

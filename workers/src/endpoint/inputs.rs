@@ -1,6 +1,6 @@
 //! What endpoints have in common that take texts or tokens: their limits, and the name of an input in errors.
 
-use schemas::input::{Prompt, TextOrTokens};
+use schemas::input::{MediaInput, Prompt};
 use schemas::registry::Limits;
 
 use super::Reject;
@@ -41,7 +41,7 @@ impl Length {
 
 /// The tokens of each input, with `prompt` before each text.
 pub fn tokens_of_all(
-    input: &TextOrTokens,
+    input: &MediaInput,
     prompt: &str,
     length: Length,
     limits: &Limits,
@@ -82,6 +82,7 @@ pub fn tokens_of(
             }
             None => ids.to_vec(),
         },
+        Prompt::Image(_) => return Err(Reject::value(param, "is an image, and this model reads texts alone")),
     };
     if tokens.is_empty() { Err(empty(param)) } else { Ok(tokens) }
 }

@@ -2,6 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use schemas::audio::TranscriptionRequest;
+use schemas::classify::ClassifyRequest;
 use schemas::codec::decode_body;
 use schemas::completions::{ChatCompletionRequest, CompletionRequest, Sampling};
 use schemas::embeddings::EmbeddingRequest;
@@ -11,7 +13,7 @@ use schemas::job::Job;
 fuzz_target!(|bytes: &[u8]| {
     for job in fuzz::read::<Job>(bytes) {
         if let Ok(body) = decode_body::<EmbeddingRequest>(&job.body) {
-            check_prompts(&body.input);
+            assert!(!body.input.prompts().is_empty());
             fuzz::survives(&body);
         }
         if let Ok(body) = decode_body::<CompletionRequest>(&job.body) {
@@ -19,6 +21,8 @@ fuzz_target!(|bytes: &[u8]| {
             fuzz::survives(&body);
         }
         decode_body::<ChatCompletionRequest>(&job.body).iter().for_each(fuzz::survives);
+        decode_body::<TranscriptionRequest>(&job.body).iter().for_each(fuzz::survives);
+        decode_body::<ClassifyRequest>(&job.body).iter().for_each(fuzz::survives);
         decode_body::<Sampling>(&job.body).iter().for_each(fuzz::survives);
     }
 });

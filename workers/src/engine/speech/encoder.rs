@@ -29,8 +29,7 @@ pub struct Encoder {
 impl Encoder {
     pub fn new(files: &Files, dtype: Dtype) -> Result<Self, LoadError> {
         let (bands, hidden, rows) = (files.sizes.bands, files.sizes.hidden, files.sizes.heard);
-        let convolutions =
-            [exact(files.convolution("conv1", bands)?), exact(files.convolution("conv2", hidden)?)];
+        let convolutions = [exact(files.convolution("conv1", bands)?), exact(files.convolution("conv2", hidden)?)];
         let positions = files.positions()?;
         let body = Body::new(&files.encoder()?, |_| {
             move |affine| match dtype {

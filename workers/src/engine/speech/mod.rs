@@ -22,8 +22,8 @@ use kernels::BLOCK;
 use schemas::registry::Model;
 
 use self::encoder::Encoder;
-pub use self::files::weight_files;
 use self::files::Files;
+pub use self::files::weight_files;
 use self::transcription::Transcription;
 use self::vocabulary::Vocabulary;
 use self::window::{Answer, Window};
@@ -74,11 +74,13 @@ struct Writing {
 impl Speech {
     pub fn load(folder: &Path, model: &Model) -> Result<(Arc<Text>, Self), LoadError> {
         let files = Files::open(folder)?;
-        let vocabulary = Arc::new(Vocabulary::of(&files.tokenizer, &files.suppressed, &files.suppressed_first, folder)?);
+        let vocabulary =
+            Arc::new(Vocabulary::of(&files.tokenizer, &files.suppressed, &files.suppressed_first, folder)?);
         let encoder = Encoder::new(&files, model.dtype)?;
         let source = files.decoder()?;
         let (context, heard) = (files.sizes.context, files.sizes.heard);
-        let of_block = files.sizes.layers[1] * kernels::Pages::block_bytes(source.shape.key_heads, source.shape.head_size);
+        let of_block =
+            files.sizes.layers[1] * kernels::Pages::block_bytes(source.shape.key_heads, source.shape.head_size);
         let count = (model.limits.kv_cache_mebibytes << 20) / of_block;
         let needed = heard.div_ceil(BLOCK) + context.div_ceil(BLOCK);
         if count < needed {
@@ -109,6 +111,29 @@ impl Speech {
             finished: Vec::new(),
         };
         Ok((text, speech))
+    }
+
+    /// The logits after each of some tokens, of a window of audio that begins at a frame.
+    pub fn logits(&mut self, mel: &mel::Mel, first: usize, tokens: &[u32]) -> Vec<Vec<f32>> {
+        let mut window = vec![0.0; self.encoder.frames() * mel.bands()];
+        mel.window(first, &mut window);
+        let rows = self.encoder.run(&[window]).remove(0);
+        let (memory, blocks) = self.room(self.encoder.rows, tokens.len());
+        self.decoder.remember(&rows, &memory);
+        let memory = Memory { blocks: &memory, rows: self.encoder.rows };
+        let input = Input { tokens, start: 0, blocks: &blocks, wanted: tokens.len(), memory };
+        let logits = self.decoder.forward(&[input]).map(<[f32]>::to_vec).collect();
+        self.blocks.let_go(memory.blocks);
+        self.blocks.let_go(&blocks);
+        logits
+    }
+
+    /// Blocks for what was heard and for tokens.
+    fn room(&mut self, heard: usize, tokens: usize) -> (Vec<u32>, Vec<u32>) {
+        let mut take = |rows: usize| -> Vec<u32> {
+            (0..rows.div_ceil(BLOCK)).map(|_| self.blocks.take().expect("there is room for a window")).collect()
+        };
+        (take(heard), take(tokens))
     }
 
     fn admit(&mut self) {
@@ -144,10 +169,7 @@ impl Speech {
         let windows: Vec<Vec<f32>> =
             chosen.iter().map(|(index, _)| self.running[*index].file.window(frames_max)).collect();
         for ((index, frames), rows) in chosen.into_iter().zip(self.encoder.run(&windows)) {
-            let mut take = |tokens: usize| -> Vec<u32> {
-                (0..tokens.div_ceil(BLOCK)).map(|_| self.blocks.take().expect("there is room for a window")).collect()
-            };
-            let (memory, blocks) = (take(self.encoder.rows), take(self.context));
+            let (memory, blocks) = self.room(self.encoder.rows, self.context);
             self.decoder.remember(&rows, &memory);
             let running = &mut self.running[index];
             let asks_language = self.vocabulary.is_multilingual() && running.file.language.is_none();
@@ -160,8 +182,7 @@ impl Speech {
     fn write(&mut self) {
         let Self { encoder, decoder, text, vocabulary, running, made, .. } = self;
         let start = [vocabulary.start];
-        let inputs: Vec<Input<'_>> =
-            running.iter().filter_map(|running| running.input(&start, encoder.rows)).collect();
+        let inputs: Vec<Input<'_>> = running.iter().filter_map(|running| running.input(&start, encoder.rows)).collect();
         if inputs.is_empty() {
             return;
         }

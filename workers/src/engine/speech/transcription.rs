@@ -2,9 +2,9 @@
 //!
 //! A window begins where the last words of the one before ended; what was said is told to the next as its past.
 
+use super::mel::FRAMES_PER_SECOND;
 use super::vocabulary::{TICK, Vocabulary};
 use super::window::{Answer, Ask, compression};
-use super::mel::FRAMES_PER_SECOND;
 use crate::engine::text::Text;
 use crate::engine::{Hearing, Segment, Sequence, SequenceId, Transcript, Word};
 

@@ -3,8 +3,8 @@
 
 use super::languages::has_spaces;
 use super::vocabulary::TICK;
-use crate::engine::text::Text;
 use crate::engine::Word;
+use crate::engine::text::Text;
 
 /// Frames over which attention is smoothed, by their median.
 const SMOOTHED: usize = 7;
@@ -87,7 +87,8 @@ fn cost(heads: &[Vec<f32>], rows: usize, frames: usize) -> Vec<f32> {
             let mean = of_rows().sum::<f32>() / rows as f32;
             let variance = of_rows().map(|value| (value - mean) * (value - mean)).sum::<f32>() / rows as f32;
             let deviation = variance.sqrt().max(f32::MIN_POSITIVE);
-            (0..rows).for_each(|row| weights[row * frames + frame] = (weights[row * frames + frame] - mean) / deviation);
+            (0..rows)
+                .for_each(|row| weights[row * frames + frame] = (weights[row * frames + frame] - mean) / deviation);
         }
         for (to, row) in cost.chunks_exact_mut(frames).zip(weights.chunks_exact(frames)) {
             for (frame, to) in to.iter_mut().enumerate() {
@@ -156,7 +157,8 @@ fn warp(cost: &[f32], frames: usize) -> Vec<usize> {
 
 /// Words that seem to last very long have a pause in them: at the end of a sentence it is cut off.
 fn shorten(words: &mut [Word]) {
-    let mut durations: Vec<f64> = words.iter().map(|word| word.end - word.start).filter(|&seconds| seconds > 0.0).collect();
+    let mut durations: Vec<f64> =
+        words.iter().map(|word| word.end - word.start).filter(|&seconds| seconds > 0.0).collect();
     durations.sort_unstable_by(f64::total_cmp);
     let median = durations.get(durations.len() / 2).copied().unwrap_or(0.0).min(MEDIAN_MAX);
     let longest = median * LONGEST;
