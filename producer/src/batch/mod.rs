@@ -6,17 +6,23 @@
 
 mod arrivals;
 mod bits;
+mod folder;
 mod input;
 mod output;
 mod pump;
 mod rows;
 mod run;
+mod source;
 mod state;
+mod transcripts;
 mod unique;
 
 pub use bits::Bits;
+pub use folder::Folder;
 pub use input::{Checked, InputError, Problem, Row, Rules, check, rows};
 pub use output::{Outputs, row_of};
 pub use pump::{Plan, Progress, Run, Stage, last_result};
 pub use run::{Options, Summary, run};
+pub use source::Source;
 pub use state::State;
+pub use transcripts::Format;

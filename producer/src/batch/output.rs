@@ -16,6 +16,11 @@ pub trait Outputs {
     /// Of those, the ones that failed.
     fn failed(&self) -> u64;
 
+    /// Seconds of audio in what was written, where it is told.
+    fn audio_seconds(&self) -> f64 {
+        0.0
+    }
+
     /// Writes a row's line, once; false if it had one.
     fn write(&mut self, row: u64, line: &[u8], is_success: bool) -> impl Future<Output = anyhow::Result<bool>> + Send;
 

@@ -1,6 +1,5 @@
 //! The middle of a run, wherever its rows come from and its lines go: publish within a window, collect, to the last row.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
@@ -22,6 +21,7 @@ use super::bits::Bits;
 use super::input::{Row, Rules};
 use super::output::{Outputs, row_of};
 use super::rows::{QueuedRow, read_rows};
+use super::source::Source;
 use super::state::State;
 use crate::cancel::Cancellation;
 use crate::client::Client;
@@ -44,7 +44,7 @@ const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(5);
 const REOPEN_TRIES: usize = 16;
 
 /// How far a run is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Progress {
     pub stage: Stage,
     pub rows: u64,
@@ -54,6 +54,8 @@ pub struct Progress {
     /// Rows of earlier runs.
     pub resumed: u64,
     pub in_flight: u64,
+    /// Seconds of audio that came in with this run.
+    pub audio_seconds: f64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,7 +70,7 @@ pub enum Stage {
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The rows, which were checked.
-    pub input: PathBuf,
+    pub input: Source,
     pub state: State,
     /// The lanes of rows that name no service tier.
     pub rules: Rules,
@@ -188,7 +190,7 @@ impl<O: Outputs> Run<O> {
                     self.outputs.flush().await?;
                     self.tell(progress, Stage::Running);
                     let is_over = all_read && self.in_flight == 0 && self.outputs.done().count() < self.plan.state.rows;
-                    anyhow::ensure!(!is_over, "{}: has fewer rows than when it was checked", self.plan.input.display());
+                    anyhow::ensure!(!is_over, "{}: has fewer rows than when it was checked", self.plan.input.path().display());
                     if self.in_flight > 0 && last_result.elapsed() >= SILENCE {
                         last_result = Instant::now();
                         let submitted = self.submitted.clone();
@@ -353,6 +355,7 @@ impl<O: Outputs> Run<O> {
             failed: self.outputs.failed(),
             resumed: self.resumed,
             in_flight: self.in_flight,
+            audio_seconds: self.outputs.audio_seconds(),
         });
     }
 }

@@ -1,13 +1,13 @@
 //! Rows read ahead of the window, on a thread of their own: bounded by their number and by their bytes.
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use super::input::{self, Row};
+use super::input::Row;
+use super::source::Source;
 
 const ROWS_AHEAD: usize = 256;
 /// Kibibytes of rows that are read and not published. The largest row takes half.
@@ -20,9 +20,9 @@ pub struct QueuedRow {
     pub room: OwnedSemaphorePermit,
 }
 
-/// Reads the rows of a checked file.
-pub fn read_rows(path: &Path) -> io::Result<mpsc::Receiver<io::Result<QueuedRow>>> {
-    let rows = input::rows(path)?;
+/// Reads the rows of a checked source.
+pub fn read_rows(source: &Source) -> io::Result<mpsc::Receiver<io::Result<QueuedRow>>> {
+    let rows = source.rows()?;
     let (sender, receiver) = mpsc::channel(ROWS_AHEAD);
     let room = Arc::new(Semaphore::new(ROOM as usize));
     let runtime = Handle::current();

@@ -10,18 +10,22 @@ use tokio_util::sync::CancellationToken;
 use traces::Traces;
 use uuid::Uuid;
 
-use super::input::{self, Checked, Rules};
-use super::output::{Files, errors_path};
+use super::input::{Checked, Rules};
+use super::output::{Files, Outputs as _, errors_path};
 use super::pump::{Plan, Progress, Run, last_result};
+use super::source::Source;
 use super::state::{self, State};
+use super::transcripts::{Format, Transcripts};
 use crate::client::Client;
 use crate::pool::Pool;
 use crate::reach::Reach;
 
 #[derive(Clone, Debug)]
 pub struct Options {
-    pub input: PathBuf,
+    pub input: Source,
     pub output: PathBuf,
+    /// A folder that gets a file for each transcript, and how they are written.
+    pub transcripts: Option<(PathBuf, Format)>,
     /// Where failed rows go; beside the output by default.
     pub errors: Option<PathBuf>,
     pub tenant: String,
@@ -60,7 +64,7 @@ pub async fn run(
         .collect();
     let client = clients[0].clone();
     let errors = options.errors.clone().unwrap_or_else(|| errors_path(&options.output));
-    refuse_same_file([&options.input, &options.output, &errors, &state::path_of(&options.output)])?;
+    refuse_same_file([options.input.path(), &options.output, &errors, &state::path_of(&options.output)])?;
     let checked = check(&client, options).await?;
     if options.restart {
         for path in [&options.output, &errors, &state::path_of(&options.output)] {
@@ -78,19 +82,23 @@ pub async fn run(
         Some(state) => (state, true),
         None => (begin(&client, options, &checked).await?, false),
     };
-    let outputs = Files::open(&options.output, &errors, &state.batch_id, state.rows)?;
+    let lines = Files::open(&options.output, &errors, &state.batch_id, state.rows)?;
+    let outputs = match (&options.transcripts, &options.input) {
+        (Some((folder, format)), Source::Folder(files)) => Transcripts::in_folder(lines, folder, &files.files, *format),
+        _ => Transcripts::lines(lines),
+    };
     let rules = rules(&client, options).await?;
     let plan = Plan { input: options.input.clone(), state, rules, window: options.window, deadline: None };
     let (mut run, mut results) = Run::begin(clients, plan, outputs, is_resumed, progress).await?;
     let stopped = run.pump(&mut results, progress, stop).await?;
-    let summary = Summary { rows: checked.rows, failed: run.outputs.failed, resumed: run.resumed, stopped };
-    run.outputs.finish()?;
+    let summary = Summary { rows: checked.rows, failed: run.outputs.failed(), resumed: run.resumed, stopped };
+    run.outputs.lines.finish()?;
     Ok(summary)
 }
 
 async fn check(client: &Client, options: &Options) -> anyhow::Result<Checked> {
-    let (path, rules) = (options.input.clone(), rules(client, options).await?);
-    Ok(tokio::task::spawn_blocking(move || input::check(&path, &rules)).await??)
+    let (source, rules) = (options.input.clone(), rules(client, options).await?);
+    Ok(tokio::task::spawn_blocking(move || source.check(&rules)).await??)
 }
 
 async fn rules(client: &Client, options: &Options) -> anyhow::Result<Rules> {
@@ -115,9 +123,9 @@ async fn begin(client: &Client, options: &Options, checked: &Checked) -> anyhow:
 }
 
 /// A file that is read and written, or written twice, would be lost.
-fn refuse_same_file(paths: [&PathBuf; 4]) -> anyhow::Result<()> {
+fn refuse_same_file(paths: [&Path; 4]) -> anyhow::Result<()> {
     let real =
-        |path: &PathBuf| path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.clone());
+        |path: &Path| path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned());
     let real = paths.map(real);
     for (place, path) in real.iter().enumerate() {
         anyhow::ensure!(

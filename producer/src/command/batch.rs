@@ -1,18 +1,22 @@
 //! `inferq batch run`: the library's run, with a progress bar on a terminal and plain lines elsewhere.
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use connect::NatsArgs;
 use indicatif::{ProgressBar, ProgressStyle};
-use producer::batch::{self, Options, Progress, Stage, Summary};
+use producer::batch::{self, Folder, Format, Options, Progress, Source, Stage, Summary};
 use producer::pool;
-use serde_json::json;
+use schemas::job::Endpoint;
+use serde_json::{Map, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use traces::Traces;
 
-use super::{EXIT_STOPPED, print_json, print_line, tenant_token};
+use super::submit::set_fields;
+use super::{BadInput, EXIT_STOPPED, Usage, print_json, print_line, tenant_token};
 use crate::config::{BatchArgs, Output};
 
 /// Between two plain lines of progress.
@@ -22,9 +26,11 @@ const BAR: &str = "{bar:40.cyan/blue} {pos}/{len} rows  {percent}%  {msg}  eta {
 pub async fn run(nats: &NatsArgs, traces: Traces, output: Output, args: BatchArgs) -> anyhow::Result<u8> {
     tenant_token(&args.tenant)?;
     let pool = pool::pool(nats.clone(), "inferq-batch", args.connections as usize);
+    let (input, output_file, transcripts) = paths(&args)?;
     let options = Options {
-        input: args.input,
-        output: args.out,
+        input,
+        output: output_file,
+        transcripts,
         errors: args.errors,
         tenant: args.tenant.tenant,
         lane: args.lane,
@@ -55,6 +61,35 @@ pub async fn run(nats: &NatsArgs, traces: Traces, output: Output, args: BatchArg
     })
 }
 
+/// The input, the file of lines, and the folder of transcripts with their format.
+type Paths = (Source, PathBuf, Option<(PathBuf, Format)>);
+
+/// What is read and where it goes. A folder with audio goes to a folder, unless that has the name of a file of lines.
+fn paths(args: &BatchArgs) -> anyhow::Result<Paths> {
+    if !args.input.is_dir() {
+        if args.model.is_some() {
+            return Err(Usage(format!("{} is no folder; --model is for folders", args.input.display())).into());
+        }
+        return Ok((Source::Lines(args.input.clone()), args.out.clone(), None));
+    }
+    let Some(model) = &args.model else {
+        return Err(Usage(format!("{} is a folder; name a --model for its files", args.input.display())).into());
+    };
+    let endpoint = if args.translate { Endpoint::Translations } else { Endpoint::Transcriptions };
+    let mut body = Map::from_iter([("model".to_owned(), json!(model))]);
+    // Of which the others can be made, and which tells the seconds.
+    body.insert("response_format".to_owned(), json!("verbose_json"));
+    set_fields(&mut body, &args.set)?;
+    let folder = Folder::open(&args.input, endpoint.url(), body)
+        .map_err(|error| BadInput(format!("{}: {error}", args.input.display())))?;
+    let source = Source::Folder(Arc::new(folder));
+    if args.out.extension().is_some_and(|ending| ending == "jsonl") {
+        return Ok((source, args.out.clone(), None));
+    }
+    std::fs::create_dir_all(&args.out).map_err(|error| BadInput(format!("{}: {error}", args.out.display())))?;
+    Ok((source, args.out.join("batch.jsonl"), Some((args.out.clone(), args.format))))
+}
+
 fn report(output: Output, options: &Options, summary: Summary, elapsed: Duration) -> anyhow::Result<()> {
     let Summary { rows, failed, resumed, stopped } = summary;
     let seconds = elapsed.as_secs_f64();
@@ -71,7 +106,8 @@ fn report(output: Output, options: &Options, summary: Summary, elapsed: Duration
     print_line(&format!(
         "{rows} rows in {seconds:.1} s ({rate:.0} rows/s), {failed} failed, {resumed} from an earlier run"
     ))?;
-    print_line(&format!("answers: {}", options.output.display()))
+    let answers = options.transcripts.as_ref().map_or(&options.output, |(folder, _)| folder);
+    print_line(&format!("answers: {}", answers.display()))
 }
 
 /// Follows a run until it ends.
@@ -115,11 +151,18 @@ fn draw(bar: &ProgressBar, now: Progress) {
         bar.reset_eta();
     }
     bar.set_position(now.done);
-    bar.set_message(format!("{:.0} rows/s, {} failed", bar.per_sec(), now.failed));
+    let audio = audio(now);
+    bar.set_message(format!("{:.0} rows/s, {} failed{audio}", bar.per_sec(), now.failed));
+}
+
+/// How much audio there was, where there was any.
+fn audio(now: Progress) -> String {
+    if now.audio_seconds > 0.0 { format!(", {:.0} s of audio", now.audio_seconds) } else { String::new() }
 }
 
 fn line(now: Progress, elapsed: Duration) -> String {
-    let Progress { stage, rows, done, failed, resumed, in_flight } = now;
+    let Progress { stage, rows, done, failed, resumed, in_flight, .. } = now;
+    let audio = audio(now);
     match stage {
         Stage::Checking => "checking the input".to_owned(),
         Stage::CatchingUp => format!("reading results, {done}/{rows} rows done before"),
@@ -129,7 +172,7 @@ fn line(now: Progress, elapsed: Duration) -> String {
             let eta = (rows - done) as f64 / rate.max(1e-9);
             let eta = if rate > 0.0 { format!("{eta:.0} s") } else { "unknown".to_owned() };
             format!(
-                "{done}/{rows} rows  {percent:.1}%  {rate:.0} rows/s  {in_flight} in flight  {failed} failed  eta {eta}"
+                "{done}/{rows} rows  {percent:.1}%  {rate:.0} rows/s  {in_flight} in flight  {failed} failed{audio}  eta {eta}"
             )
         }
     }
@@ -146,7 +189,15 @@ mod tests {
 
     #[test]
     fn a_plain_line_tells_rate_and_rest() {
-        let now = Progress { stage: Stage::Running, rows: 200, done: 150, failed: 1, resumed: 50, in_flight: 10 };
+        let now = Progress {
+            stage: Stage::Running,
+            rows: 200,
+            done: 150,
+            failed: 1,
+            resumed: 50,
+            in_flight: 10,
+            audio_seconds: 0.0,
+        };
         let text = line(now, Duration::from_secs(10));
         assert_eq!(text, "150/200 rows  75.0%  10 rows/s  10 in flight  1 failed  eta 5 s");
     }

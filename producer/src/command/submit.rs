@@ -1,5 +1,7 @@
 //! `inferq submit`.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use std::io::Read;
 use std::path::Path;
 use std::pin::pin;
@@ -163,23 +165,35 @@ fn job_from_flags(args: &SubmitArgs) -> anyhow::Result<Job> {
             body.insert("input".to_owned(), one_or_all(classify));
             Endpoint::Classify
         }
+        SubmitArgs { audio: Some(path), translate, .. } => {
+            let read = std::fs::read(path).map_err(|error| BadInput(format!("{}: {error}", path.display())))?;
+            body.insert("file".to_owned(), json!(STANDARD.encode(read)));
+            body.insert("filename".to_owned(), json!(path.to_string_lossy()));
+            if *translate { Endpoint::Translations } else { Endpoint::Transcriptions }
+        }
         SubmitArgs { input, .. } if !input.is_empty() => {
             body.insert("input".to_owned(), one_or_all(input));
             Endpoint::Embeddings
         }
         _ => {
-            let needed = "--input, --classify, --query, --message or --prompt";
+            let needed = "--input, --classify, --query, --audio, --message or --prompt";
             return Err(Usage(format!("--model needs one of {needed}")).into());
         }
     };
-    for field in &args.set {
+    set_fields(&mut body, &args.set)?;
+    Ok(Job { custom_id: None, method: Method::Post, url: endpoint.url().to_owned(), body: Value::Object(body) })
+}
+
+/// Puts `FIELD=JSON` into a body.
+pub fn set_fields(body: &mut Map<String, Value>, fields: &[String]) -> anyhow::Result<()> {
+    for field in fields {
         let (name, value) =
             field.split_once('=').ok_or_else(|| Usage(format!("--set {field:?} has no `=`; write FIELD=JSON")))?;
         // A bare word is meant as a string more often than it is a mistake.
         let value = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
         body.insert(name.to_owned(), value);
     }
-    Ok(Job { custom_id: None, method: Method::Post, url: endpoint.url().to_owned(), body: Value::Object(body) })
+    Ok(())
 }
 
 fn one_or_all(texts: &[String]) -> Value {

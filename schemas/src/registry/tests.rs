@@ -37,7 +37,7 @@ fn assert_syntax(registry: Result<Registry, RegistryError>, line: &str, reason: 
 fn the_registry_of_the_demo_is_read() {
     let registry = Registry::parse(include_str!("../../../workers/models.toml")).unwrap();
     let names: Vec<&str> = registry.models.iter().map(|model| model.name.as_str()).collect();
-    assert_eq!(names, ["all-MiniLM-L6-v2", "SmolLM2-135M-Instruct"]);
+    assert_eq!(names, ["all-MiniLM-L6-v2", "SmolLM2-135M-Instruct", "whisper-tiny.en"]);
     let model = registry.model("all-MiniLM-L6-v2").unwrap();
     assert_eq!(model.task, Task::Embed);
     assert_eq!(model.lanes, Lane::ALL);

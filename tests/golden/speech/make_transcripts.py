@@ -14,7 +14,7 @@ import sys
 from faster_whisper import WhisperModel
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-SPEECH = os.path.join(HERE, "..", "..", "speech")
+SPEECH = os.path.join(HERE, "..", "..", "speech", "clips")
 
 model = WhisperModel(sys.argv[1], device="cpu", compute_type="float32")
 heard = {}

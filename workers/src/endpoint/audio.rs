@@ -1,13 +1,12 @@
 //! `/v1/audio/transcriptions` and `/v1/audio/translations`.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use schemas::audio::{
     AudioTask, AudioUsage, Granularity, TranscriptFormat, Transcription, TranscriptionRequest, TranscriptionResponse,
-    TranscriptionSegment, TranscriptionWord, VerboseTranscription,
+    TranscriptionSegment, TranscriptionWord, VerboseTranscription, srt, vtt,
 };
 use schemas::codec::decode_body;
 use schemas::log::Usage;
@@ -176,12 +175,13 @@ fn response(shape: Shape, transcript: Transcript) -> TranscriptionResponse {
         let whole: String = transcript.segments.iter().map(|segment| segment.text.as_str()).collect();
         whole.trim().to_owned()
     };
+    let segments = || transcript.segments.iter().enumerate().map(segment).collect::<Vec<_>>();
     let usage = || AudioUsage { kind: "duration".to_owned(), seconds: transcript.seconds };
     match shape.format {
         TranscriptFormat::Json => TranscriptionResponse::Json(Transcription { text: text(), usage: usage() }),
         TranscriptFormat::Text => TranscriptionResponse::Text(format!("{}\n", text())),
-        TranscriptFormat::Srt => TranscriptionResponse::Text(srt(&transcript.segments)),
-        TranscriptFormat::Vtt => TranscriptionResponse::Text(vtt(&transcript.segments)),
+        TranscriptFormat::Srt => TranscriptionResponse::Text(srt(&segments())),
+        TranscriptFormat::Vtt => TranscriptionResponse::Text(vtt(&segments())),
         TranscriptFormat::VerboseJson => {
             let language = match shape.task {
                 AudioTask::Transcribe => &transcript.language,
@@ -199,7 +199,7 @@ fn response(shape: Shape, transcript: Transcript) -> TranscriptionResponse {
                 duration: transcript.seconds,
                 text: text(),
                 words: shape.words.then(|| words.map(word).collect()),
-                segments: shape.segments.then(|| transcript.segments.iter().enumerate().map(segment).collect()),
+                segments: shape.segments.then(segments),
                 usage: usage(),
             })
         }
@@ -226,63 +226,9 @@ fn rounded(seconds: f64) -> f64 {
     (seconds * 100.0).round() / 100.0
 }
 
-/// SubRip.
-fn srt(segments: &[Segment]) -> String {
-    let mut text = String::new();
-    for (index, segment) in segments.iter().enumerate() {
-        let (start, end) = (clock(segment.start, ','), clock(segment.end, ','));
-        let words = segment.text.trim().replace("-->", "->");
-        let _ = write!(text, "{}\n{start} --> {end}\n{words}\n\n", index + 1);
-    }
-    text
-}
-
-/// WebVTT.
-fn vtt(segments: &[Segment]) -> String {
-    let mut text = "WEBVTT\n\n".to_owned();
-    for segment in segments {
-        let (start, end) = (clock(segment.start, '.'), clock(segment.end, '.'));
-        let words = segment.text.trim().replace("-->", "->");
-        let _ = write!(text, "{start} --> {end}\n{words}\n\n");
-    }
-    text
-}
-
-/// Hours, minutes, seconds and thousandths of them.
-fn clock(seconds: f64, point: char) -> String {
-    let thousandths = (seconds.max(0.0) * 1000.0).round() as u64;
-    let (seconds, rest) = (thousandths / 1000, thousandths % 1000);
-    format!("{:02}:{:02}:{:02}{point}{rest:03}", seconds / 3600, seconds / 60 % 60, seconds % 60)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn segments() -> Vec<Segment> {
-        let segment = |start, end, text: &str| Segment {
-            seek: 0,
-            start,
-            end,
-            text: text.to_owned(),
-            tokens: Vec::new(),
-            temperature: 0.0,
-            avg_logprob: -0.25,
-            compression_ratio: 1.0,
-            no_speech_prob: 0.0,
-            words: Vec::new(),
-        };
-        vec![segment(0.0, 2.5, " One."), segment(3661.2, 3662.0, " Two --> three.")]
-    }
-
-    #[test]
-    fn subtitles_are_written_as_players_read_them() {
-        assert_eq!(
-            srt(&segments()),
-            "1\n00:00:00,000 --> 00:00:02,500\nOne.\n\n2\n01:01:01,200 --> 01:01:02,000\nTwo -> three.\n\n"
-        );
-        assert!(vtt(&segments()).starts_with("WEBVTT\n\n00:00:00.000 --> 00:00:02.500\nOne.\n\n01:01:01.200 -->"));
-    }
 
     #[test]
     fn a_file_is_base64_or_a_data_url() {

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::lines::{Lines, Lost};
 use super::record::{BatchRecord, Counts, Errors, LineError, Status};
-use crate::batch::{self, Checked, InputError, Outputs, Plan, Progress, Rules, Run, State};
+use crate::batch::{self, Checked, InputError, Outputs, Plan, Progress, Rules, Run, Source, State};
 use crate::gateway::Gateway;
 use crate::gateway::files::FileRecord;
 use crate::gateway::records::Kind;
@@ -153,7 +153,7 @@ impl Drive {
         };
         let deadline = record.batch.expires_at.and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok());
         let rules = self.rules(&record).await?;
-        let plan = Plan { input: input.path().to_owned(), state, rules, window: WINDOW, deadline };
+        let plan = Plan { input: Source::Lines(input.path().to_owned()), state, rules, window: WINDOW, deadline };
         let clients = vec![self.gateway.client.clone()];
         let (mut run, mut results) = Run::begin(clients, plan, lines, true, &self.progress).await?;
         let is_stopped = run.pump(&mut results, &self.progress, &self.stop).await?;
