@@ -1,13 +1,16 @@
 """What OpenAI's own Python client, unmodified, gets from a real model behind the gateway. Its arguments are the gateway's URL
-and the names of a model that generates and of one that embeds."""
+and the names of a model that generates, of one that embeds and of one that transcribes, and a folder with speech."""
 
+import base64
 import json
 import math
+import os
 import sys
+import time
 
 import openai
 
-URL, GENERATE, EMBED = sys.argv[1:]
+URL, GENERATE, EMBED, TRANSCRIBE, SPEECH = sys.argv[1:]
 client = openai.OpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0, timeout=300)
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -85,7 +88,53 @@ def tools():
         raise AssertionError("tools were ignored")
 
 
-for check in [chat, logprobs, several, schema, stops, embeddings, tools]:
+def transcriptions():
+    path = os.path.join(SPEECH, "clips", "0880.flac")
+    hear = lambda **more: client.audio.transcriptions.create(model=TRANSCRIBE, file=open(path, "rb"), **more)
+    assert "young man" in hear().text
+    assert "young man" in hear(response_format="text")
+    assert "-->" in hear(response_format="srt") and hear(response_format="vtt").startswith("WEBVTT")
+    told = hear(response_format="verbose_json", timestamp_granularities=["word", "segment"], language="en", prompt="A")
+    assert told.language == "english" and math.isclose(told.duration, 2.99, abs_tol=0.01), told
+    assert told.segments[0].end > 1 and told.segments[0].avg_logprob < 0 and told.words[-1].word == "man.", told
+    assert hear(stream=True) is not None, "it is ignored, as OpenAI does with whisper-1"
+
+
+def refused_audio():
+    refused = [
+        (("a.wav", b"no audio at all"), {}, "file"),
+        (open(os.path.join(SPEECH, "hostile", "ten-hours.flac"), "rb"), {}, "file"),
+        (open(os.path.join(SPEECH, "clips", "0880.flac"), "rb"), {"language": "tlh"}, "language"),
+        (open(os.path.join(SPEECH, "clips", "0880.flac"), "rb"), {"temperature": 7}, "temperature"),
+    ]
+    for file, more, param in refused:
+        try:
+            client.audio.transcriptions.create(model=TRANSCRIBE, file=file, **more)
+        except openai.BadRequestError as error:
+            assert error.param == param, error
+        else:
+            raise AssertionError(f"{param} was taken")
+    try:
+        client.audio.translations.create(model=TRANSCRIBE, file=open(os.path.join(SPEECH, "clips", "0880.flac"), "rb"))
+    except openai.BadRequestError as error:
+        assert error.code == "unsupported_endpoint", error
+    else:
+        raise AssertionError("a model of English alone translated")
+
+
+def audio_batch():
+    file = base64.b64encode(open(os.path.join(SPEECH, "formats", "speech.opus"), "rb").read()).decode()
+    url = "/v1/audio/transcriptions"
+    line = {"custom_id": "a", "method": "POST", "url": url, "body": {"model": TRANSCRIBE, "file": file}}
+    upload = client.files.create(file=("a.jsonl", json.dumps(line).encode()), purpose="batch")
+    batch = client.batches.create(input_file_id=upload.id, endpoint=url, completion_window="24h")
+    while (batch := client.batches.retrieve(batch.id)).status not in ("completed", "failed"):
+        time.sleep(0.2)
+    answer = json.loads(client.files.content(batch.output_file_id).text)
+    assert "amiable" in answer["response"]["body"]["text"], answer
+
+
+for check in [chat, logprobs, several, schema, stops, embeddings, tools, transcriptions, refused_audio, audio_batch]:
     try:
         check()
     except Exception as error:

@@ -32,13 +32,16 @@ async fn the_node_client_finds_what_it_knows() {
 
 #[tokio::test]
 async fn the_python_client_gets_answers_of_real_models() {
-    const MODELS: [&str; 2] = ["SmolLM2-135M-Instruct", "all-MiniLM-L6-v2"];
+    const MODELS: [&str; 3] = ["SmolLM2-135M-Instruct", "all-MiniLM-L6-v2", "whisper-tiny.en"];
     let registry = std::fs::read_to_string(root().join("workers/models.toml")).unwrap();
     let deployment = Deployment::new(&registry).await;
-    let _workers = [deployment.worker(MODELS[0]).await, deployment.worker(MODELS[1]).await];
+    let _workers =
+        [deployment.worker(MODELS[0]).await, deployment.worker(MODELS[1]).await, deployment.worker(MODELS[2]).await];
     let gateway = Gateway::open(&deployment).await;
     let (script, url) = (root().join("tests/python/openai_model.py"), gateway.url.clone());
-    let run = move || Command::new(python()).arg(script).arg(url).args(MODELS).output().unwrap();
+    let run = move || {
+        Command::new(python()).arg(script).arg(url).args(MODELS).arg(root().join("tests/speech")).output().unwrap()
+    };
     let output = tokio::task::spawn_blocking(run).await.unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && out.ends_with("ok\n"), "{out}\n{err}");
