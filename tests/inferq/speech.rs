@@ -253,7 +253,7 @@ async fn hostile_files_are_refused_and_the_worker_lives_on() {
 /// Silence needs no model.
 #[tokio::test]
 async fn silence_and_a_short_file_do_not_wait_for_a_long_one() {
-    let deployment = deployment("int8").await;
+    let deployment = deployment("f32").await;
     let _worker = deployment.worker(MODEL).await;
     // Ten minutes: the five sentences again and again.
     let names: Vec<String> = clips().into_keys().collect();

@@ -91,18 +91,21 @@ impl Transcription {
         }
         let (pieces, moved) = divide(&answer.tokens, frames, vocabulary);
         let offset = self.at as f64 / FRAMES_PER_SECOND as f64;
+        // What the model makes up behind the end of the audio is no part of it.
+        let whole = self.hearing.mel.seconds();
         let first = self.segments.len();
         for Piece { tokens, start, end } in pieces {
             let spoken: Vec<u32> = tokens.iter().copied().filter(|token| *token < vocabulary.end).collect();
             let written = text.decode(&spoken);
+            let (start, end) = (offset + start, (offset + end).min(whole));
             if start >= end || written.trim().is_empty() {
                 continue;
             }
             self.history.extend(&tokens);
             self.segments.push(Segment {
                 seek: self.at,
-                start: offset + start,
-                end: offset + end,
+                start,
+                end,
                 compression_ratio: compression(written.trim()),
                 text: written,
                 tokens,
