@@ -25,7 +25,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use self::lookup::Lookups;
-use crate::engine::{Goal, Grammar, Output, Sequence};
+use crate::engine::{Goal, Grammar, Image, Output, Sequence};
 
 /// Entries above this are not worth their place.
 const ENTRY_BYTES_MAX: usize = 512 << 10;
@@ -89,6 +89,10 @@ impl Cache {
             let (width, bytes) = compact(&sequence.tokens);
             hash.update([width]);
             hash.update(bytes);
+            if let Some(Image(pixels)) = &sequence.image {
+                hash.update([5]);
+                pixels.iter().for_each(|value| hash.update(value.to_le_bytes()));
+            }
             hash.update((sequence.pair_at.unwrap_or(0) as u64).to_le_bytes());
             match &sequence.goal {
                 Goal::Embed => hash.update([1]),

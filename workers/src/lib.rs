@@ -20,6 +20,7 @@ pub mod logger;
 pub mod metrics;
 mod outcome;
 pub mod pace;
+pub mod picture;
 pub mod presence;
 pub mod process;
 pub mod provenance;

@@ -56,7 +56,9 @@ impl Ours {
         outputs.sort_by_key(|(id, _)| *id);
         let vector = |(_, output)| match output {
             Output::Embedding(vector) => vector,
-            Output::Scores(_) | Output::Completion { .. } | Output::Transcript(_) => panic!("embeddings were asked for"),
+            Output::Scores(_) | Output::Completion { .. } | Output::Transcript(_) => {
+                panic!("embeddings were asked for")
+            }
         };
         outputs.into_iter().map(vector).collect()
     }

@@ -1,7 +1,7 @@
 //! What is done with a sum before it is stored.
 
 use crate::level::{Level, Work};
-use crate::math::{gelu, gelu_tanh, silu, tanh};
+use crate::math::{gelu, gelu_tanh, quick_gelu, silu, tanh};
 use crate::simd::Simd;
 
 /// The function after a linear layer.
@@ -16,6 +16,8 @@ pub enum Activation {
     Silu,
     Relu,
     Tanh,
+    /// x · sigmoid(1.702 x), by which the first CLIP models approximate Gelu.
+    QuickGelu,
 }
 
 /// What a perceptron does between going up and coming down.
@@ -43,6 +45,7 @@ impl Activation {
                 Self::Silu => silu::<S>(x),
                 Self::Relu => S::max(x, S::splat(0.0)),
                 Self::Tanh => tanh::<S>(x),
+                Self::QuickGelu => quick_gelu::<S>(x),
             }
         }
     }

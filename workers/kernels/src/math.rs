@@ -68,6 +68,12 @@ pub(crate) unsafe fn tanh<S: Simd>(x: S::F) -> S::F {
     }
 }
 
+/// x · sigmoid(1.702 x)
+#[inline(always)]
+pub(crate) unsafe fn quick_gelu<S: Simd>(x: S::F) -> S::F {
+    unsafe { S::div(x, S::add(S::splat(1.0), exp::<S>(S::mul(x, S::splat(-1.702))))) }
+}
+
 /// x · sigmoid(x)
 #[inline(always)]
 pub(crate) unsafe fn silu<S: Simd>(x: S::F) -> S::F {

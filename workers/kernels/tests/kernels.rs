@@ -9,8 +9,15 @@ use kernels::{
 use proptest::prelude::*;
 use reference::{Random, close};
 
-const ACTIVATIONS: [Activation; 6] =
-    [Activation::None, Activation::Gelu, Activation::GeluTanh, Activation::Silu, Activation::Relu, Activation::Tanh];
+const ACTIVATIONS: [Activation; 7] = [
+    Activation::None,
+    Activation::Gelu,
+    Activation::GeluTanh,
+    Activation::Silu,
+    Activation::Relu,
+    Activation::Tanh,
+    Activation::QuickGelu,
+];
 
 fn activation() -> impl Strategy<Value = Activation> {
     prop::sample::select(ACTIVATIONS.to_vec())

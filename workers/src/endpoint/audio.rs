@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use schemas::audio::{
     AudioTask, AudioUsage, Granularity, TranscriptFormat, Transcription, TranscriptionRequest, TranscriptionResponse,
     TranscriptionSegment, TranscriptionWord, VerboseTranscription, srt, vtt,
@@ -13,6 +11,7 @@ use schemas::log::Usage;
 use schemas::registry::Model;
 use serde_json::Value;
 
+use super::inputs::file_of;
 use super::sampling::seed_of;
 use super::{Answer, Body, Plan, Reject, Stamp, misshapen};
 use crate::audio::{self, AudioError};
@@ -54,7 +53,7 @@ pub fn prepare(body: &Value, job_id: &str, task: AudioTask, model: &Model, text:
         // What is warm for want of a good answer is so in the same way each time.
         (None, false) => 0,
     };
-    let file = bytes(&request.file)?;
+    let file = file_of(&request.file, "body.file")?;
     let mut listener = listening.ear.listen();
     let read = audio::read(file, request.filename.as_deref(), model.limits.audio_seconds, |samples| {
         listener.hear(samples);
@@ -113,23 +112,6 @@ fn language(
             Err(Reject::value("body.language", format!("{given:?}: {wanted}")))
         }
     }
-}
-
-/// The bytes of the file.
-fn bytes(file: &str) -> Result<Vec<u8>, Reject> {
-    let wrong = |message: &str| Reject::value("body.file", message);
-    if file.starts_with("http://") || file.starts_with("https://") {
-        return Err(wrong("is an address; send the file itself, in base64"));
-    }
-    let encoded = match file.strip_prefix("data:") {
-        Some(url) => match url.split_once(";base64,") {
-            Some((_, encoded)) => encoded,
-            None => return Err(wrong("is a data: URL without base64")),
-        },
-        None => file,
-    };
-    let bytes = STANDARD.decode(encoded.trim_ascii()).map_err(|error| wrong(&format!("is no base64: {error}")))?;
-    if bytes.is_empty() { Err(wrong("is empty")) } else { Ok(bytes) }
 }
 
 fn refused(error: &AudioError) -> Reject {
@@ -232,10 +214,10 @@ mod tests {
 
     #[test]
     fn a_file_is_base64_or_a_data_url() {
-        assert_eq!(bytes("YWJj").unwrap(), b"abc");
-        assert_eq!(bytes("data:audio/wav;base64,YWJj\n").unwrap(), b"abc");
+        assert_eq!(file_of("YWJj", "body.file").unwrap(), b"abc");
+        assert_eq!(file_of("data:audio/wav;base64,YWJj\n", "body.file").unwrap(), b"abc");
         for wrong in ["", "%", "data:audio/wav,abc", "http://localhost/a.wav"] {
-            assert_eq!(bytes(wrong).unwrap_err().error.param.as_deref(), Some("body.file"), "{wrong}");
+            assert_eq!(file_of(wrong, "body.file").unwrap_err().error.param.as_deref(), Some("body.file"), "{wrong}");
         }
     }
 }

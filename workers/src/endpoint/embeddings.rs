@@ -8,10 +8,10 @@ use schemas::log::Usage;
 use schemas::registry::Model;
 use serde_json::Value;
 
-use super::inputs::{Length, tokens_of_all};
+use super::inputs::{Length, sequences_of_all};
 use super::{Answer, Body, Plan, Reject, Stamp, misshapen};
 use crate::engine::text::Text;
-use crate::engine::{Goal, OTHER_OUTPUT, Output, Sequence};
+use crate::engine::{Goal, OTHER_OUTPUT, Output};
 
 /// How the vectors are given.
 #[derive(Clone, Copy, Debug)]
@@ -25,8 +25,7 @@ pub fn prepare(body: &Value, model: &Model, text: &Text) -> Result<Plan, Reject>
     let dimensions = check_dimensions(request.dimensions, text)?;
     let length = Length::new(request.truncate_prompt_tokens, text)?;
     let prompt = prompt(&request, text)?;
-    let tokens = tokens_of_all(&request.input, prompt, length, &model.limits, text)?;
-    let sequences = tokens.into_iter().map(|tokens| Sequence::new(tokens, Goal::Embed)).collect();
+    let sequences = sequences_of_all(&request.input, &Goal::Embed, prompt, length, &model.limits, text)?;
     let shape = Shape { format: request.encoding_format.unwrap_or_default(), dimensions };
     Ok((sequences, Answer::Embeddings(shape)).into())
 }

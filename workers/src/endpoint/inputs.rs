@@ -1,11 +1,14 @@
 //! What endpoints have in common that take texts or tokens: their limits, and the name of an input in errors.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use schemas::input::{MediaInput, Prompt};
 use schemas::registry::Limits;
 
 use super::Reject;
-use crate::engine::TextError;
 use crate::engine::text::Text;
+use crate::engine::{Goal, Pixels, Sequence, TextError};
+use crate::picture;
 
 /// How long an input may be, and what becomes of one that is longer.
 #[derive(Clone, Copy, Debug)]
@@ -39,14 +42,15 @@ impl Length {
     }
 }
 
-/// The tokens of each input, with `prompt` before each text.
-pub fn tokens_of_all(
+/// A sequence for each input, with `prompt` before each text.
+pub fn sequences_of_all(
     input: &MediaInput,
+    goal: &Goal,
     prompt: &str,
     length: Length,
     limits: &Limits,
     text: &Text,
-) -> Result<Vec<Vec<u32>>, Reject> {
+) -> Result<Vec<Sequence>, Reject> {
     let inputs = input.prompts();
     check_inputs(inputs.len(), "body.input", limits)?;
     let tokens = |(index, one)| {
@@ -55,14 +59,42 @@ pub fn tokens_of_all(
             "" => text.encode(content),
             prompt => text.encode(&format!("{prompt}{content}")),
         };
+        if let (Prompt::Image(image), Some(sight)) = (one, text.sight()) {
+            let seen = sight.see(&picture_of(image, &param)?);
+            return Ok(Sequence::of_image(seen, sight.places, goal.clone()));
+        }
         let mut tokens = tokens_of(one, &param, text, encode)?;
         match length.cut {
             true => text.truncate(&mut tokens, length.max),
             false => length.check(tokens.len(), &param)?,
         }
-        Ok(tokens)
+        Ok(Sequence::new(tokens, goal.clone()))
     };
     inputs.into_iter().enumerate().map(tokens).collect()
+}
+
+/// The image of an input.
+fn picture_of(image: &str, param: &str) -> Result<Pixels, Reject> {
+    let file = file_of(image, param)?;
+    picture::read(&file)
+        .map_err(|reason| Reject::invalid("invalid_image", param.to_owned(), format!("{param}: {reason}")))
+}
+
+/// The bytes of a file, which is in base64 or a `data:` URL.
+pub fn file_of(file: &str, param: &str) -> Result<Vec<u8>, Reject> {
+    let wrong = |message: &str| Reject::value(param, message);
+    if file.starts_with("http://") || file.starts_with("https://") {
+        return Err(wrong("is an address; send the file itself, in base64"));
+    }
+    let encoded = match file.strip_prefix("data:") {
+        Some(url) => match url.split_once(";base64,") {
+            Some((_, encoded)) => encoded,
+            None => return Err(wrong("is a data: URL without base64")),
+        },
+        None => file,
+    };
+    let bytes = STANDARD.decode(encoded.trim_ascii()).map_err(|error| wrong(&format!("is no base64: {error}")))?;
+    if bytes.is_empty() { Err(wrong("is empty")) } else { Ok(bytes) }
 }
 
 /// The tokens of one prompt, within the model's limits. `param` is its place in the job.

@@ -55,6 +55,7 @@ pub enum Answer {
     Embeddings(embeddings::Shape),
     Rerank(rerank::Ranking),
     Classify(Classes),
+    ZeroShot(classify::ZeroShot),
     Chat,
     Completions,
     Transcription(audio::Shape),
@@ -158,6 +159,7 @@ impl Answer {
             Self::Embeddings(shape) => embeddings::body(*shape, outputs, stamp),
             Self::Rerank(ranking) => rerank::body(ranking, outputs, stamp),
             Self::Classify(classes) => classify::body(classes, outputs, stamp),
+            Self::ZeroShot(zero_shot) => classify::zero_shot_body(zero_shot, outputs, stamp),
             Self::Chat => completions::chat_body(outputs, stamp),
             Self::Completions => completions::body(outputs, stamp),
             Self::Transcription(shape) => audio::body(*shape, outputs, stamp),
@@ -178,7 +180,9 @@ impl Answer {
     /// A chunk of a streamed answer. Vectors and scores have none.
     pub fn chunk(&self, part: Part<'_>, stamp: Stamp<'_>) -> Option<Chunk> {
         match self {
-            Self::Embeddings(_) | Self::Rerank(_) | Self::Classify(_) | Self::Transcription(_) => None,
+            Self::Embeddings(_) | Self::Rerank(_) | Self::Classify(_) | Self::ZeroShot(_) | Self::Transcription(_) => {
+                None
+            }
             Self::Chat => Some(completions::chat_chunk(part, stamp)),
             Self::Completions => Some(completions::chunk(part, stamp)),
         }

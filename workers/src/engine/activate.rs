@@ -1,7 +1,7 @@
 //! Activations of tensors.
 
 use candle_core::{Result, Tensor};
-use candle_nn::ops::silu;
+use candle_nn::ops::{sigmoid, silu};
 use kernels::Activation;
 
 pub fn activate(activation: Activation, rows: &Tensor) -> Result<Tensor> {
@@ -12,5 +12,6 @@ pub fn activate(activation: Activation, rows: &Tensor) -> Result<Tensor> {
         Activation::Silu => silu(rows),
         Activation::Relu => rows.relu(),
         Activation::Tanh => rows.tanh(),
+        Activation::QuickGelu => rows * sigmoid(&(rows * 1.702)?)?,
     }
 }

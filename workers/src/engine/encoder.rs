@@ -8,7 +8,7 @@ pub(super) mod cpu;
 mod family;
 mod files;
 mod gpu;
-mod pooling;
+pub(super) mod pooling;
 
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
@@ -21,7 +21,9 @@ use self::blueprint::Head;
 use self::cpu::Cpu;
 use self::files::Files;
 use self::gpu::Gpu;
+use super::clip::{self, Clip};
 use super::layers::{Affine, NormWeights};
+use super::model_config::Config;
 use super::text::Text;
 use super::{Engine, Goal, LoadError, Output, Sequence, SequenceId, StepError};
 
@@ -38,6 +40,7 @@ pub(super) struct Input<'a> {
 enum Executor {
     Cpu(Cpu),
     Gpu(Gpu),
+    Clip(Box<Clip>),
 }
 
 #[derive(Debug)]
@@ -53,7 +56,11 @@ impl Encoder {
     /// Loads a model from a folder in the layout of the Hugging Face hub, with the files of sentence-transformers where
     /// they are present.
     pub fn load(folder: &Path, model: &Model, device: &Device) -> Result<(Text, Self), LoadError> {
-        let Files { model: read, config, tokenizer, tokens_max } = Files::read(folder)?;
+        let config = Config::read(folder)?;
+        if clip::is_clip(&config) {
+            return Self::load_clip(folder, &config, model);
+        }
+        let Files { model: read, config, tokenizer, tokens_max } = Files::read(folder, config)?;
         let positions = read.shape.positions;
         let tokens_max = model.limits.prompt_tokens.or(tokens_max).unwrap_or(positions).min(positions);
         let (text, head) = match model.task {
@@ -79,6 +86,20 @@ impl Encoder {
         Ok((text, Self::new(executor, model.limits.batch_tokens)))
     }
 
+    /// Of texts and images. It runs on the processor, whatever devices there are.
+    fn load_clip(folder: &Path, config: &Config, model: &Model) -> Result<(Text, Self), LoadError> {
+        if model.task == Task::Rerank {
+            return Err(
+                config.invalid("model_type", "has no classes to rank by; its tasks are \"embed\" and \"classify\"")
+            );
+        }
+        let clip::Loaded { clip, sight, tokenizer, dimensions, positions } = clip::load(folder, config, model.dtype)?;
+        tracing::info!(level = clip.level().name(), "encoder of texts and images is ready");
+        let tokens_max = model.limits.prompt_tokens.unwrap_or(positions).min(positions);
+        let text = Text::seeing(tokenizer, tokens_max, dimensions, files::prompts(folder, model)?, sight);
+        Ok((text, Self::new(Executor::Clip(Box::new(clip)), model.limits.batch_tokens)))
+    }
+
     fn new(executor: Executor, tokens_max: usize) -> Self {
         let (waiting, finished) = (VecDeque::new(), Vec::new());
         Self { executor, tokens_max, waiting, waiting_tokens: 0, finished }
@@ -102,10 +123,20 @@ impl Executor {
         Gpu::new(model, head, dtype, device).map(Self::Gpu)
     }
 
+    /// Those of images, which are none of an encoder of texts alone.
+    fn see(&self, images: &[&[f32]]) -> Result<Vec<Vec<f32>>, StepError> {
+        match self {
+            _ if images.is_empty() => Ok(Vec::new()),
+            Self::Clip(clip) => Ok(clip.images(images)),
+            Self::Cpu(_) | Self::Gpu(_) => Err(StepError("this model sees no images".to_owned())),
+        }
+    }
+
     fn run(&self, inputs: &[Input<'_>]) -> Result<Vec<Vec<f32>>, StepError> {
         match self {
             Self::Cpu(cpu) => Ok(cpu.run(inputs)),
             Self::Gpu(gpu) => gpu.run(inputs).map_err(|error| StepError(error.to_string())),
+            Self::Clip(clip) => Ok(clip.texts(&inputs.iter().map(|input| input.tokens).collect::<Vec<_>>())),
         }
     }
 }
@@ -132,8 +163,12 @@ impl Engine for Encoder {
         self.waiting_tokens -= batch.iter().map(|(_, sequence)| sequence.tokens.len()).sum::<usize>();
         let mut inputs = Vec::with_capacity(batch.len());
         let mut known = HashMap::with_capacity(batch.len());
+        let images: Vec<&[f32]> =
+            batch.iter().filter_map(|(_, sequence)| sequence.image.as_ref()).map(|image| &*image.0).collect();
+        let mut seen = self.executor.see(&images)?.into_iter();
         let places: Vec<usize> = batch
             .iter()
+            .filter(|(_, sequence)| sequence.image.is_none())
             .map(|(_, sequence)| {
                 let input = Input { tokens: &sequence.tokens, pair_at: sequence.pair_at };
                 *known.entry(input).or_insert_with(|| {
@@ -142,9 +177,14 @@ impl Engine for Encoder {
                 })
             })
             .collect();
-        let vectors = self.executor.run(&inputs)?;
-        for ((id, sequence), place) in batch.iter().zip(places) {
-            let vector = vectors[place].clone();
+        let vectors = if inputs.is_empty() { Vec::new() } else { self.executor.run(&inputs)? };
+        let mut read = places.into_iter().map(|place| vectors[place].clone());
+        for (id, sequence) in &batch {
+            let vector = match sequence.image {
+                Some(_) => seen.next(),
+                None => read.next(),
+            };
+            let vector = vector.expect("each sequence has its vector");
             let output = match sequence.goal {
                 Goal::Score => Output::Scores(vector),
                 Goal::Embed | Goal::Generate(_) | Goal::Transcribe(_) => Output::Embedding(vector),

@@ -76,7 +76,8 @@ fn load_unguarded(model: &Model, files: Option<&Path>) -> Result<Loaded, LoadErr
             let device = device()?;
             let (text, encoder) = Encoder::load(folder, model, &device)?;
             let digest = Some(digest(&tensors::files(folder)?)?);
-            Ok(Loaded { text: Arc::new(text), engine: Box::new(encoder), digest, device: name(&device) })
+            let device = if text.sight().is_some() { CPU } else { name(&device) };
+            Ok(Loaded { text: Arc::new(text), engine: Box::new(encoder), digest, device })
         }
         (Task::Generate, Some(path)) => {
             let device = device()?;

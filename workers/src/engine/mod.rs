@@ -7,6 +7,7 @@
 mod activate;
 mod batches;
 mod classes;
+pub mod clip;
 pub mod decoder;
 mod driver;
 pub mod echo;
@@ -34,6 +35,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use classes::{Classes, Scale};
+pub use clip::resize::Pixels;
+pub use clip::sight::{Sight, Similarity};
 pub use grammar::Grammar;
 pub use load::{LoadError, Loaded, load};
 pub use prompts::Prompts;
@@ -52,6 +55,8 @@ pub struct Sequence {
     /// Where the second text of a pair begins, for models that tell the two apart.
     pub pair_at: Option<usize>,
     pub goal: Goal,
+    /// What is seen instead of tokens, of which there are as many as it takes places.
+    pub image: Option<Image>,
     /// Tokens that were generated before, by a run that did not end: generation goes on after them as if it had.
     pub made: Vec<u32>,
 }
@@ -59,7 +64,12 @@ pub struct Sequence {
 impl Sequence {
     /// A sequence that begins at its beginning.
     pub fn new(tokens: Vec<u32>, goal: Goal) -> Self {
-        Self { tokens, pair_at: None, goal, made: Vec::new() }
+        Self { tokens, pair_at: None, goal, image: None, made: Vec::new() }
+    }
+
+    /// An image that takes so many places.
+    pub fn of_image(pixels: Vec<f32>, places: usize, goal: Goal) -> Self {
+        Self { image: Some(Image(pixels.into())), ..Self::new(vec![0; places], goal) }
     }
 
     /// What it is expected to cost, in tokens.
@@ -70,6 +80,16 @@ impl Sequence {
             Goal::Transcribe(hearing) => hearing.places(),
         };
         (self.tokens.len() + generated) as u64
+    }
+}
+
+/// An image as a model sees it. Only itself is the same.
+#[derive(Clone, Debug)]
+pub struct Image(pub Arc<[f32]>);
+
+impl PartialEq for Image {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 

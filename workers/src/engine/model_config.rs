@@ -54,6 +54,7 @@ impl Config {
             "gelu" => Ok(Activation::Gelu),
             "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Activation::GeluTanh),
             "silu" | "swish" => Ok(Activation::Silu),
+            "quick_gelu" => Ok(Activation::QuickGelu),
             "relu" => Ok(Activation::Relu),
             "tanh" => Ok(Activation::Tanh),
             other => Err(self.invalid(key, &format!("{other:?} is not supported"))),

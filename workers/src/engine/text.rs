@@ -6,6 +6,7 @@ use serde_json::Value;
 use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationDirection};
 
 use super::classes::{Classes, Scale};
+use super::clip::sight::Sight;
 use super::grammar::{Grammar, Grammars};
 use super::prompts::Prompts;
 use super::speech::{self, mel::Ear};
@@ -26,6 +27,7 @@ pub struct Text {
     /// The token that ends an answer.
     end: Option<u32>,
     listening: Option<Listening>,
+    sight: Option<Sight>,
     /// Made when they are first asked for.
     grammars: OnceLock<Result<Grammars, String>>,
 }
@@ -96,6 +98,17 @@ impl Text {
         Self { template, begin, end, ..Self::new(hugging_face(tokenizer), context) }
     }
 
+    /// Of a model that sees.
+    pub fn seeing(
+        tokenizer: Tokenizer,
+        prompt_tokens_max: usize,
+        dimensions: usize,
+        prompts: Prompts,
+        sight: Sight,
+    ) -> Self {
+        Self { sight: Some(sight), ..Self::embedding(tokenizer, prompt_tokens_max, dimensions, prompts) }
+    }
+
     /// Of a model that hears.
     pub fn speech(tokenizer: Tokenizer, context: usize, listening: Listening) -> Self {
         Self { listening: Some(listening), ..Self::new(hugging_face(tokenizer), context) }
@@ -113,6 +126,7 @@ impl Text {
             classes: None,
             end: None,
             listening: None,
+            sight: None,
             grammars: OnceLock::new(),
         }
     }
@@ -229,6 +243,11 @@ impl Text {
     /// What may be put before texts.
     pub fn prompts(&self) -> &Prompts {
         &self.prompts
+    }
+
+    /// How it sees, where it does.
+    pub fn sight(&self) -> Option<&Sight> {
+        self.sight.as_ref()
     }
 
     /// How it hears, where it does.

@@ -36,6 +36,7 @@ pub fn activate(x: f32, function: Activation) -> f32 {
         Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::Relu => x.max(0.0),
         Activation::Tanh => x.tanh(),
+        Activation::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
     }) as f32
 }
 

@@ -58,7 +58,7 @@ pub trait Layers {
     fn shape(&self) -> &Shape;
     fn count(&self) -> usize;
     fn layer(&self, index: usize) -> Result<Layer<Affine, NormWeights>, LoadError>;
-    fn final_norm(&self) -> Option<NormWeights>;
+    fn final_norm(&self) -> Result<Option<NormWeights>, LoadError>;
 }
 
 /// A layer with all it needs.
@@ -155,7 +155,7 @@ impl Body {
             threads: threads.map_err(LoadError::Threads)?,
             hidden: model.shape().hidden,
             layers: layers(model, make)?,
-            final_norm: model.final_norm().map(norm),
+            final_norm: model.final_norm()?.map(norm),
             spare: Mutex::default(),
         })
     }

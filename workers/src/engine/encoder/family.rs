@@ -54,8 +54,8 @@ impl Layers for Model {
         self.family.layer(&self.weights, index)
     }
 
-    fn final_norm(&self) -> Option<NormWeights> {
-        self.final_norm.clone()
+    fn final_norm(&self) -> Result<Option<NormWeights>, LoadError> {
+        Ok(self.final_norm.clone())
     }
 }
 

@@ -48,8 +48,7 @@ struct SentenceTransformers {
 }
 
 impl Files {
-    pub fn read(folder: &Path) -> Result<Self, LoadError> {
-        let config = Config::read(folder)?;
+    pub fn read(folder: &Path, config: Config) -> Result<Self, LoadError> {
         let tokenizer_path = folder.join("tokenizer.json");
         let tokenizer =
             Tokenizer::from_file(&tokenizer_path).map_err(|error| LoadError::file(&tokenizer_path, error))?;

@@ -67,7 +67,7 @@ fn candle_computes_the_same_as_the_kernels() {
     for folder in families {
         let (_, mut encoder) = load(&folder, "task = \"embed\"").unwrap();
         let expected = run(&mut encoder, &sequences());
-        let read = Files::read(&folder).unwrap().model;
+        let read = Files::read(&folder, Config::read(&folder).unwrap()).unwrap().model;
         let head = files::embedder(&folder, &read).unwrap();
         encoder.executor = Executor::on(read, head, Dtype::F32, &Device::Cpu).unwrap();
         for (ours, expected) in run(&mut encoder, &sequences()).iter().zip(&expected) {

@@ -308,7 +308,7 @@ impl Layers for EncoderLayers {
         })
     }
 
-    fn final_norm(&self) -> Option<NormWeights> {
-        Some(self.final_norm.clone())
+    fn final_norm(&self) -> Result<Option<NormWeights>, LoadError> {
+        Ok(Some(self.final_norm.clone()))
     }
 }
