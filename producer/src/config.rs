@@ -209,7 +209,7 @@ pub enum BatchCommand {
 
 #[derive(Args, Debug)]
 pub struct BatchArgs {
-    /// OpenAI batch input file, or a folder with audio files
+    /// OpenAI batch input file, or a folder with audio files or images
     #[arg(value_name = "IN.jsonl|FOLDER")]
     pub input: PathBuf,
     /// Output file; for a folder a folder too, which gets a file for each

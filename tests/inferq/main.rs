@@ -13,6 +13,7 @@ mod documents;
 mod endpoints;
 mod fairness;
 mod gateway;
+mod images;
 mod interop;
 mod lifecycle;
 mod logger;

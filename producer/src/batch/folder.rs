@@ -1,4 +1,4 @@
-//! A folder of audio files as the rows of a run. A file is read when its turn comes.
+//! A folder of audio files or images as the rows of a run. A file is read when its turn comes.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,44 +17,64 @@ use super::input::{Checked, InputError, Problem, Row, Rules};
 use crate::cost;
 
 /// Endings of the files that are taken; others are passed over.
-const ENDINGS: [&str; 16] = [
+const AUDIO: [&str; 16] = [
     "aac", "aif", "aiff", "caf", "flac", "m4a", "mka", "mp2", "mp3", "mp4", "mpga", "oga", "ogg", "opus", "wav", "webm",
 ];
+const IMAGES: [&str; 8] = ["bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp"];
 
-#[derive(Debug)]
-pub struct Folder {
-    pub root: PathBuf,
-    /// Relative to the root, sorted.
-    pub files: Vec<PathBuf>,
-    url: String,
-    /// What all files are asked, `model` among it.
-    body: Map<String, Value>,
+/// What the files of a folder are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Media {
+    Audio,
+    Images,
 }
 
-impl Folder {
-    /// The files in a folder and in those inside of it.
-    pub fn open(root: &Path, url: &str, body: Map<String, Value>) -> io::Result<Self> {
-        let mut files = Vec::new();
+/// The files in a folder and in those inside of it, relative to it and sorted.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    pub audio: Vec<PathBuf>,
+    pub images: Vec<PathBuf>,
+}
+
+impl Found {
+    pub fn read(root: &Path) -> io::Result<Self> {
+        let mut found = Self::default();
         let mut left = vec![root.to_owned()];
         while let Some(folder) = left.pop() {
             for entry in std::fs::read_dir(&folder)? {
                 let path = entry?.path();
                 let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_lowercase();
+                let relative = path.strip_prefix(root).map_err(io::Error::other)?.to_owned();
                 if path.is_dir() {
                     // Links are not followed, since they may lead around in circles.
                     if !path.is_symlink() {
                         left.push(path);
                     }
-                } else if ENDINGS.contains(&ending.as_str()) {
-                    let relative = path.strip_prefix(root).map_err(io::Error::other)?;
-                    files.push(relative.to_owned());
+                } else if AUDIO.contains(&ending.as_str()) {
+                    found.audio.push(relative);
+                } else if IMAGES.contains(&ending.as_str()) {
+                    found.images.push(relative);
                 }
             }
         }
-        files.sort();
-        Ok(Self { root: root.to_owned(), files, url: url.to_owned(), body })
+        found.audio.sort();
+        found.images.sort();
+        Ok(found)
     }
+}
 
+#[derive(Debug)]
+pub struct Folder {
+    pub root: PathBuf,
+    /// Relative to the root.
+    pub files: Vec<PathBuf>,
+    pub media: Media,
+    pub url: &'static str,
+    /// What all files are asked, `model` among it.
+    pub body: Map<String, Value>,
+}
+
+impl Folder {
     pub fn check(&self, rules: &Rules) -> Result<Checked, InputError> {
         let mut digest = Sha256::new();
         digest.update(json!([self.url, self.body]).to_string());
@@ -94,12 +114,20 @@ impl Folder {
             let bytes = std::fs::read(&path)
                 .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
             let mut body = folder.body.clone();
-            body.insert("file".to_owned(), STANDARD.encode(bytes).into());
-            body.insert("filename".to_owned(), file.to_string_lossy().into());
+            let encoded = STANDARD.encode(bytes);
+            match folder.media {
+                Media::Audio => {
+                    body.insert("file".to_owned(), encoded.into());
+                    body.insert("filename".to_owned(), file.to_string_lossy().into());
+                }
+                Media::Images => {
+                    body.insert("input".to_owned(), json!({ "image": encoded }));
+                }
+            }
             let job = Job {
                 custom_id: Some(file.to_string_lossy().into_owned()),
                 method: Method::Post,
-                url: folder.url.clone(),
+                url: folder.url.to_owned(),
                 body: body.into(),
             };
             Ok(folder.row(number as u64, file, Encoding::Json.encode(&job).into()))
@@ -130,18 +158,20 @@ mod tests {
         Rules { registered, lanes: vec![Lane::Default], payload_bytes_max: 100 }
     }
 
-    fn body(model: &str) -> Map<String, Value> {
-        Map::from_iter([("model".to_owned(), json!(model))])
+    fn open(root: &Path, model: &str) -> Folder {
+        let files = Found::read(root).unwrap().audio;
+        let body = Map::from_iter([("model".to_owned(), json!(model))]);
+        Folder { root: root.to_owned(), files, media: Media::Audio, url: "/v1/audio/transcriptions", body }
     }
 
     #[test]
     fn audio_files_are_rows_in_the_order_of_their_names() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("b")).unwrap();
-        for name in ["c.wav", "b/x.MP3", "a.txt", "a.flac"] {
+        for name in ["c.wav", "b/x.MP3", "a.txt", "a.flac", "a.png"] {
             std::fs::write(folder.path().join(name), name).unwrap();
         }
-        let folder = Folder::open(folder.path(), "/v1/audio/transcriptions", body("m")).unwrap();
+        let folder = open(folder.path(), "m");
         let checked = folder.check(&rules()).unwrap();
         let folder = Arc::new(folder);
         let rows: Vec<Row> = Folder::rows(folder.clone()).collect::<Result<_, _>>().unwrap();
@@ -157,7 +187,7 @@ mod tests {
     fn what_cannot_be_sent_is_named_before_anything_is() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("long.wav"), [0; 200]).unwrap();
-        let open = |model| Folder::open(folder.path(), "/v1/audio/transcriptions", body(model)).unwrap();
+        let open = |model| open(folder.path(), model);
         assert!(open("m").check(&rules()).unwrap_err().to_string().contains("long.wav: 268 bytes in base64"));
         assert!(open("n").check(&rules()).unwrap_err().to_string().contains("\"n\" is not registered"));
         std::fs::remove_file(folder.path().join("long.wav")).unwrap();

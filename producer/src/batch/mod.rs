@@ -18,7 +18,7 @@ mod transcripts;
 mod unique;
 
 pub use bits::Bits;
-pub use folder::Folder;
+pub use folder::{Folder, Found, Media};
 pub use input::{Checked, InputError, Problem, Row, Rules, check, rows};
 pub use output::{Outputs, row_of};
 pub use pump::{Plan, Progress, Run, Stage, last_result};

@@ -1,4 +1,4 @@
-//! A file for each transcript of a run, beside the lines that the run goes on from.
+//! A file for each answer of a run over a folder, beside the lines that the run goes on from.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -6,14 +6,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::ValueEnum;
-use schemas::audio::{TranscriptionResponse, VerboseTranscription, srt, vtt};
+use schemas::audio::{VerboseTranscription, srt, vtt};
 use schemas::codec::Encoding;
 use schemas::result::JobResult;
+use serde::Deserialize as _;
+use serde_json::Value;
 
 use super::bits::Bits;
 use super::output::{Files, Outputs};
 
-/// How a transcript is written.
+/// How a transcript is written. Other answers are JSON.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     /// The text alone
@@ -63,15 +65,16 @@ impl Transcripts {
     }
 
     fn write_file(&mut self, path: &Path, line: &[u8]) -> anyhow::Result<()> {
-        let result: JobResult<TranscriptionResponse> = Encoding::Json.decode(line)?;
-        let text = match result.response.map(|response| response.body) {
-            Some(TranscriptionResponse::Verbose(transcript)) => {
+        let result: JobResult = Encoding::Json.decode(line)?;
+        let Some(body) = result.response.map(|response| response.body) else { return Ok(()) };
+        let text = match (VerboseTranscription::deserialize(&body), body) {
+            (Ok(transcript), _) => {
                 self.seconds += transcript.duration;
                 written(&transcript, self.format)?
             }
-            Some(TranscriptionResponse::Json(transcript)) => transcript.text,
-            Some(TranscriptionResponse::Text(text)) => text,
-            None => return Ok(()),
+            // What was asked for in another form is left in it.
+            (Err(_), Value::String(text)) => text,
+            (Err(_), body) => format!("{}\n", serde_json::to_string_pretty(&body)?),
         };
         let folder = path.parent().unwrap_or(Path::new("."));
         let write = || {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use connect::NatsArgs;
 use indicatif::{ProgressBar, ProgressStyle};
-use producer::batch::{self, Folder, Format, Options, Progress, Source, Stage, Summary};
+use producer::batch::{self, Folder, Format, Found, Media, Options, Progress, Source, Stage, Summary};
 use producer::pool;
 use schemas::job::Endpoint;
 use serde_json::{Map, json};
@@ -64,7 +64,7 @@ pub async fn run(nats: &NatsArgs, traces: Traces, output: Output, args: BatchArg
 /// The input, the file of lines, and the folder of transcripts with their format.
 type Paths = (Source, PathBuf, Option<(PathBuf, Format)>);
 
-/// What is read and where it goes. A folder with audio goes to a folder, unless that has the name of a file of lines.
+/// What is read and where it goes. A folder of files goes to a folder, unless that has the name of a file of lines.
 fn paths(args: &BatchArgs) -> anyhow::Result<Paths> {
     if !args.input.is_dir() {
         if args.model.is_some() {
@@ -75,19 +75,28 @@ fn paths(args: &BatchArgs) -> anyhow::Result<Paths> {
     let Some(model) = &args.model else {
         return Err(Usage(format!("{} is a folder; name a --model for its files", args.input.display())).into());
     };
-    let endpoint = if args.translate { Endpoint::Translations } else { Endpoint::Transcriptions };
+    let wrong = |reason: String| BadInput(format!("{}: {reason}", args.input.display()));
+    let found = Found::read(&args.input).map_err(|error| wrong(error.to_string()))?;
     let mut body = Map::from_iter([("model".to_owned(), json!(model))]);
-    // Of which the others can be made, and which tells the seconds.
-    body.insert("response_format".to_owned(), json!("verbose_json"));
+    let (media, files, endpoint) = match (found.audio.is_empty(), found.images.is_empty()) {
+        (false, false) => Err(wrong("holds audio and images; give each a folder of its own".to_owned()))?,
+        (true, false) => (Media::Images, found.images, Endpoint::Embeddings),
+        (_, true) => {
+            // Of which the other formats can be made, and which tells the seconds.
+            body.insert("response_format".to_owned(), json!("verbose_json"));
+            let endpoint = if args.translate { Endpoint::Translations } else { Endpoint::Transcriptions };
+            (Media::Audio, found.audio, endpoint)
+        }
+    };
     set_fields(&mut body, &args.set)?;
-    let folder = Folder::open(&args.input, endpoint.url(), body)
-        .map_err(|error| BadInput(format!("{}: {error}", args.input.display())))?;
+    let format = if media == Media::Images { Format::Json } else { args.format };
+    let folder = Folder { root: args.input.clone(), files, media, url: endpoint.url(), body };
     let source = Source::Folder(Arc::new(folder));
     if args.out.extension().is_some_and(|ending| ending == "jsonl") {
         return Ok((source, args.out.clone(), None));
     }
     std::fs::create_dir_all(&args.out).map_err(|error| BadInput(format!("{}: {error}", args.out.display())))?;
-    Ok((source, args.out.join("batch.jsonl"), Some((args.out.clone(), args.format))))
+    Ok((source, args.out.join("batch.jsonl"), Some((args.out.clone(), format))))
 }
 
 fn report(output: Output, options: &Options, summary: Summary, elapsed: Duration) -> anyhow::Result<()> {
