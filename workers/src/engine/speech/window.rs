@@ -48,6 +48,8 @@ pub struct Window {
     attempt: usize,
     log_probability: f32,
     no_speech: f32,
+    /// Of the answers that were bad, the one to give where none is good.
+    best: Option<Answer>,
 }
 
 /// What came of a window.
@@ -66,6 +68,13 @@ impl Answer {
         self.no_speech > NO_SPEECH_MIN && self.log_probability < LOG_PROBABILITY_MIN
     }
 
+    /// Of two bad ones: what does not repeat itself goes before what does, then what is more probable.
+    fn is_better(&self, other: &Self) -> bool {
+        let rank = |answer: &Self| (answer.compression <= COMPRESSION_MAX, answer.log_probability);
+        let (own, others) = (rank(self), rank(other));
+        own.0.cmp(&others.0).then(own.1.total_cmp(&others.1)).is_gt()
+    }
+
     fn is_bad(&self) -> bool {
         self.compression > COMPRESSION_MAX || self.log_probability < LOG_PROBABILITY_MIN
     }
@@ -74,7 +83,7 @@ impl Answer {
 impl Window {
     pub fn new(ask: Ask) -> Self {
         let tokens = ask.prompt.clone();
-        Self { ask, tokens, computed: 0, attempt: 0, log_probability: 0.0, no_speech: 0.0 }
+        Self { ask, tokens, computed: 0, attempt: 0, log_probability: 0.0, no_speech: 0.0, best: None }
     }
 
     /// What is to be computed next.
@@ -119,14 +128,22 @@ impl Window {
         }
         let answer = self.answer(vocabulary, text);
         let tries = if self.ask.temperature > 0.0 { 1 } else { TEMPERATURES.len() };
-        if answer.is_bad() && !answer.is_silence() && self.attempt + 1 < tries {
-            self.attempt += 1;
-            self.tokens.truncate(self.ask.prompt.len());
-            self.computed = 0;
-            self.log_probability = 0.0;
-            return (token, None);
+        if !answer.is_bad() || answer.is_silence() {
+            return (token, Some(answer));
         }
-        (token, Some(answer))
+        let best = match self.best.take() {
+            Some(best) if !answer.is_better(&best) => best,
+            Some(_) | None => answer,
+        };
+        if self.attempt + 1 >= tries {
+            return (token, Some(best));
+        }
+        self.best = Some(best);
+        self.attempt += 1;
+        self.tokens.truncate(self.ask.prompt.len());
+        self.computed = 0;
+        self.log_probability = 0.0;
+        (token, None)
     }
 
     fn temperature(&self) -> f32 {
@@ -260,6 +277,21 @@ mod tests {
         let mut logits = vec![1.0; 100];
         restrict(&mut logits, &[20, 1], &vocabulary());
         assert!(logits[..17].iter().all(|logit| *logit == f32::NEG_INFINITY));
+    }
+
+    #[test]
+    fn of_bad_answers_the_best_is_kept() {
+        let answer = |compression, log_probability| Answer {
+            tokens: Vec::new(),
+            temperature: 0.0,
+            log_probability,
+            compression,
+            no_speech: 0.0,
+        };
+        assert!(answer(1.0, -1.5).is_better(&answer(1.0, -2.0)));
+        assert!(answer(1.0, -9.0).is_better(&answer(3.0, -0.1)));
+        assert!(!answer(3.0, -0.1).is_better(&answer(1.0, -2.0)));
+        assert!(!answer(1.0, -2.0).is_better(&answer(1.0, -2.0)), "the first stays");
     }
 
     #[test]
