@@ -1,12 +1,13 @@
 //! The example messages: each is read into its type, written back as it was, and is the same in MessagePack.
 
+use schemas::audio::{Granularity, TranscriptFormat, TranscriptionRequest, TranscriptionResponse};
 use schemas::classify::{ClassifyRequest, ClassifyResponse};
 use schemas::codec::{Encoding, decode_body};
 use schemas::completions::{
     ChatCompletionRequest, ChatCompletionResponse, CompletionRequest, CompletionResponse, Sampling,
 };
 use schemas::embeddings::{EmbeddingRequest, EmbeddingResponse};
-use schemas::input::Stop;
+use schemas::input::{Prompt, Stop};
 use schemas::job::{Endpoint, Job};
 use schemas::log::LogMessage;
 use schemas::provenance::{CacheUse, Provenance};
@@ -61,6 +62,20 @@ fn jobs_for_rerank_and_classify_are_read() {
     assert_eq!((request.top_n, request.return_documents), (Some(1), Some(true)));
     let request: ClassifyRequest = decode_body(&read_job("job.classify", Endpoint::Classify).body).unwrap();
     assert_eq!(request.input.prompts().len(), 2);
+}
+
+#[test]
+fn jobs_with_images_and_audio_are_read() {
+    let request: EmbeddingRequest = decode_body(&read_job("job.image", Endpoint::Embeddings).body).unwrap();
+    let prompts = request.input.prompts();
+    assert!(matches!(prompts[..], [Prompt::Text("a red panda"), Prompt::Image(_)]), "{prompts:?}");
+    let request: TranscriptionRequest =
+        decode_body(&read_job("job.transcription", Endpoint::Transcriptions).body).unwrap();
+    assert_eq!(request.response_format, Some(TranscriptFormat::VerboseJson));
+    assert_eq!(request.timestamp_granularities, Some(vec![Granularity::Segment, Granularity::Word]));
+    let heard: TranscriptionResponse = read_result("result.transcription", 200);
+    let TranscriptionResponse::Verbose(heard) = heard else { panic!("{heard:?}") };
+    assert_eq!((heard.words.unwrap().len(), heard.segments.unwrap()[0].end), (2, 2.5));
 }
 
 #[test]

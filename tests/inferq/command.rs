@@ -108,7 +108,7 @@ async fn mistakes_end_with_a_code_and_say_what_to_do_next() {
         (&["results", "nope"], 1, "has no result"),
         (&["results", "a b"], 64, "' '"),
         (&["logs", "nope"], 1, "has no log"),
-        (&["submit", "--model", "echo"], 64, "--input, --classify, --query, --message or --prompt"),
+        (&["submit", "--model", "echo"], 64, "--input, --classify, --query, --audio, --message or --prompt"),
         (&["submit", "--model", "gpt-9", "--prompt", "x"], 1, "Registered: echo (priority), echo (default)"),
         (&["submit", bad], 65, "url: invalid type: integer `7`"),
         (&["submit", "--model", "echo", "--prompt", "x", "--deadline", "soon"], 64, "RFC 3339"),

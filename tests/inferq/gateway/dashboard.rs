@@ -43,6 +43,7 @@ async fn operators_see_queues_workers_and_dead_letters() {
     let place = format!("/dashboard/dead/default/{id}");
     let shown = gateway.get(&place).send().await.unwrap().json::<Value>().await.unwrap();
     assert_eq!(shown["body"], "no job");
+    eventually("the job is gone", async || (deployment.count(schemas::stream::JOBS).await.0 == 0).then_some(())).await;
     let replayed = gateway.request(reqwest::Method::POST, &format!("{place}/replay")).send().await.unwrap();
     assert_eq!(replayed.json::<Value>().await.unwrap()["replayed"], "queued");
 }
