@@ -214,7 +214,7 @@ mod tests {
     fn the_way_follows_what_is_looked_at() {
         let frames = 8;
         let looked = [[0, 1], [2, 4], [5, 7]];
-        let mut cost = vec![0.0; 3 * frames];
+        let mut cost = vec![1.0; 3 * frames];
         for (row, [from, to]) in looked.into_iter().enumerate() {
             (from..=to).for_each(|frame| cost[row * frames + frame] = -1.0);
         }
