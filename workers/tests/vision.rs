@@ -118,6 +118,10 @@ fn classes_are_told_by_their_names() {
             (json!({ "input": "a" }), "body.candidate_labels"),
             (json!({ "input": "a", "candidate_labels": ["x", ""] }), "body.candidate_labels"),
             (
+                json!({ "input": "a", "candidate_labels": ["x", "a class of too many letters"], "hypothesis_template": "{}" }),
+                "body.candidate_labels[1]",
+            ),
+            (
                 json!({ "input": "a", "candidate_labels": ["x"], "hypothesis_template": "y" }),
                 "body.hypothesis_template",
             ),

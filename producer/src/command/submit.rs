@@ -1,13 +1,13 @@
 //! `inferq submit`.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use std::io::Read;
 use std::path::Path;
 use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use connect::NatsArgs;
 use producer::{Client, Submission, SubmitError, SubmitOptions, Submitted, WhenFull, cost};
 use schemas::codec;

@@ -130,13 +130,13 @@ def main():
                 for name, rate in rates.items():
                     print(f"  {name:28} {rate:8.1f}")
                 print(f"  {ratio} times the best peer, {best[1]}", flush=True)
-                report[f"{case}, {kind}"] = {"rates": rates, "ratio": ratio}
+                report.setdefault(case, {})[kind] = {"rates": rates, "ratio": ratio}
             ours.process.stdin.close()
             ours.process.wait()
     path = os.path.join(BIN, "..", "bench", "speech.json")
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w") as file:
-        json.dump({case: report for case, report in report.items()}, file, indent=1)
+        json.dump(report, file, indent=1)
 
 
 main()

@@ -207,17 +207,3 @@ fn segment((id, segment): (usize, &Segment)) -> TranscriptionSegment {
 fn rounded(seconds: f64) -> f64 {
     (seconds * 100.0).round() / 100.0
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_is_base64_or_a_data_url() {
-        assert_eq!(file_of("YWJj", "body.file").unwrap(), b"abc");
-        assert_eq!(file_of("data:audio/wav;base64,YWJj\n", "body.file").unwrap(), b"abc");
-        for wrong in ["", "%", "data:audio/wav,abc", "http://localhost/a.wav"] {
-            assert_eq!(file_of(wrong, "body.file").unwrap_err().error.param.as_deref(), Some("body.file"), "{wrong}");
-        }
-    }
-}

@@ -64,8 +64,12 @@ fn prepare_zero_shot(
     let told =
         MediaInput::Plain(TextOrTokens::Texts(labels.iter().map(|label| template.replace("{}", label)).collect()));
     let of = |input, limits| sequences_of_all(input, &Goal::Embed, "", length, limits, text);
-    let mut sequences = of(&told, &model.limits)
-        .map_err(|reject| Reject::value(PARAM, reject.error.message.replace("body.input", PARAM)))?;
+    let mut sequences = of(&told, &model.limits).map_err(|mut reject| {
+        // It is not the input's mistake.
+        let texts = std::iter::once(&mut reject.error.message).chain(&mut reject.error.param);
+        texts.for_each(|text| *text = text.replace("body.input", PARAM));
+        reject
+    })?;
     sequences.extend(of(&request.input, &model.limits)?);
     let is_raw = request.use_activation == Some(false);
     Ok((sequences, Answer::ZeroShot(ZeroShot { labels, similarity, is_raw })).into())

@@ -1,4 +1,4 @@
-//! What endpoints have in common that take texts or tokens: their limits, and the name of an input in errors.
+//! What endpoints have in common that take texts, tokens or files: their limits, and the name of an input in errors.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -138,4 +138,18 @@ pub fn too_long(param: &str, tokens: usize, max: usize, advice: &str) -> Reject 
 
 pub fn empty(param: &str) -> Reject {
     Reject::invalid("empty_input", param.to_owned(), format!("{param}: is empty; give at least one token"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_base64_or_a_data_url() {
+        assert_eq!(file_of("YWJj", "body.file").unwrap(), b"abc");
+        assert_eq!(file_of("data:audio/wav;base64,YWJj\n", "body.file").unwrap(), b"abc");
+        for wrong in ["", "%", "data:audio/wav,abc", "http://localhost/a.wav"] {
+            assert_eq!(file_of(wrong, "body.file").unwrap_err().error.param.as_deref(), Some("body.file"), "{wrong}");
+        }
+    }
 }

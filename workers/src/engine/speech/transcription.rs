@@ -191,23 +191,8 @@ fn divide(tokens: &[u32], frames: usize, vocabulary: &Vocabulary) -> (Vec<Piece>
 
 #[cfg(test)]
 mod tests {
+    use super::super::vocabulary;
     use super::*;
-
-    fn vocabulary() -> Vocabulary {
-        Vocabulary {
-            start: 11,
-            end: 10,
-            transcribe: 12,
-            translate: 13,
-            previous: 14,
-            no_speech: 15,
-            no_timestamps: 16,
-            first_time: 17,
-            languages: Vec::new(),
-            suppressed: Vec::new(),
-            suppressed_first: Vec::new(),
-        }
-    }
 
     /// The token of a time in seconds.
     fn at(seconds: f64) -> u32 {
@@ -217,7 +202,7 @@ mod tests {
     #[test]
     fn the_next_window_begins_where_the_last_whole_words_ended() {
         let tokens = [at(0.0), 1, at(2.0), at(2.5), 2, at(4.0), at(4.0), 3];
-        let (pieces, moved) = divide(&tokens, 3000, &vocabulary());
+        let (pieces, moved) = divide(&tokens, 3000, &vocabulary::tiny());
         let times: Vec<(f64, f64)> = pieces.iter().map(|piece| (piece.start, piece.end)).collect();
         assert_eq!((times, moved), (vec![(0.0, 2.0), (2.5, 4.0)], 400));
     }
@@ -225,11 +210,11 @@ mod tests {
     #[test]
     fn words_that_end_with_one_timestamp_end_the_window() {
         let tokens = [at(0.0), 1, at(2.0), at(2.0), 2, at(4.0)];
-        let (pieces, moved) = divide(&tokens, 3000, &vocabulary());
+        let (pieces, moved) = divide(&tokens, 3000, &vocabulary::tiny());
         assert_eq!((pieces.len(), moved), (2, 3000));
-        let (pieces, moved) = divide(&[at(0.0), 1, at(3.0)], 500, &vocabulary());
+        let (pieces, moved) = divide(&[at(0.0), 1, at(3.0)], 500, &vocabulary::tiny());
         assert_eq!((pieces[0].end, moved), (3.0, 500));
-        let (pieces, moved) = divide(&[at(0.0), 1], 500, &vocabulary());
+        let (pieces, moved) = divide(&[at(0.0), 1], 500, &vocabulary::tiny());
         assert_eq!((pieces[0].end, moved), (5.0, 500));
     }
 }

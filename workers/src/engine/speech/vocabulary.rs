@@ -94,3 +94,21 @@ impl Vocabulary {
         token >= self.first_time
     }
 }
+
+/// Words up to 9, and timestamps from 17 on.
+#[cfg(test)]
+pub fn tiny() -> Vocabulary {
+    Vocabulary {
+        start: 11,
+        end: 10,
+        transcribe: 12,
+        translate: 13,
+        previous: 14,
+        no_speech: 15,
+        no_timestamps: 16,
+        first_time: 17,
+        languages: Vec::new(),
+        suppressed: vec![3, 11, 12, 13, 14, 15, 16],
+        suppressed_first: vec![4, 10],
+    }
+}

@@ -230,30 +230,15 @@ fn times_are_likelier(logits: &[f32], first_time: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::vocabulary;
     use super::*;
-
-    fn vocabulary() -> Vocabulary {
-        Vocabulary {
-            start: 11,
-            end: 10,
-            transcribe: 12,
-            translate: 13,
-            previous: 14,
-            no_speech: 15,
-            no_timestamps: 16,
-            first_time: 17,
-            languages: Vec::new(),
-            suppressed: vec![3, 11, 12, 13, 14, 15, 16],
-            suppressed_first: vec![4, 10],
-        }
-    }
 
     /// The tokens that may follow.
     fn allowed(generated: &[u32]) -> Vec<usize> {
         let mut logits = vec![0.0; 100];
         // So that timestamps are not likelier by their number.
         logits[..17].fill(10.0);
-        restrict(&mut logits, generated, &vocabulary());
+        restrict(&mut logits, generated, &vocabulary::tiny());
         (0..100).filter(|token| logits[*token] > f32::NEG_INFINITY).collect()
     }
 
@@ -275,7 +260,7 @@ mod tests {
     #[test]
     fn a_timestamp_is_drawn_where_all_together_are_likelier() {
         let mut logits = vec![1.0; 100];
-        restrict(&mut logits, &[20, 1], &vocabulary());
+        restrict(&mut logits, &[20, 1], &vocabulary::tiny());
         assert!(logits[..17].iter().all(|logit| *logit == f32::NEG_INFINITY));
     }
 
