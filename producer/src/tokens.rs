@@ -27,7 +27,7 @@ const LATE_MAX: Duration = Duration::from_secs(2);
 
 impl Client {
     /// The chunks of a job's answer with their numbers, from one number on: in order, none twice, none left out. Ends
-    /// after the chunk with a `finish_reason`, and where there is none, since a job may fail, with what was published
+    /// after the chunk with the usage, and where there is none, since a job may fail, with what was published
     /// when the job's result is stored. Waits for as long as the caller does; ends at its first error.
     pub async fn tokens(
         &self,
@@ -75,7 +75,7 @@ impl Reader {
                 }
             };
             let Some((number, chunk)) = numbered(&message)? else { continue };
-            if chunk.finish_reason().is_some() {
+            if chunk.is_last() {
                 self.end = Some(number + 1);
             }
             if number > self.next {

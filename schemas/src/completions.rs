@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::input::{Stop, TextOrTokens};
 use crate::log::Usage;
+use crate::tools::{Tool, ToolCall, ToolChoice};
 
 /// The body of a job for `/v1/chat/completions`, without its [`Sampling`].
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
@@ -29,6 +30,15 @@ pub struct ChatCompletionRequest {
     #[serde(default)]
     #[schemars(range(max = 20))]
     pub top_logprobs: Option<u64>,
+    /// What the answer may call.
+    #[serde(default)]
+    pub tools: Option<Vec<Tool>>,
+    /// `auto` unless it is given.
+    #[serde(default)]
+    pub tool_choice: Option<ToolChoice>,
+    /// Whether an answer may call several; true unless it is given.
+    #[serde(default)]
+    pub parallel_tool_calls: Option<bool>,
 }
 
 /// The body of a job for `/v1/completions`, without its [`Sampling`].
@@ -126,6 +136,12 @@ pub struct ChatMessage {
     /// A string, or parts of which all are text.
     #[serde(default)]
     pub content: Option<Content>,
+    /// Of an assistant.
+    #[serde(default)]
+    pub tool_calls: Option<Vec<ToolCall>>,
+    /// Of a tool: the call that it answers.
+    #[serde(default)]
+    pub tool_call_id: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
@@ -136,6 +152,7 @@ pub enum Role {
     System,
     User,
     Assistant,
+    Tool,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
@@ -170,7 +187,7 @@ pub struct ChatCompletionResponse {
 pub struct ChatChoice {
     pub index: usize,
     pub message: AnswerMessage,
-    /// `stop` or `length`.
+    /// `stop`, `length` or `tool_calls`.
     pub finish_reason: String,
     pub logprobs: Option<ChatLogprobs>,
 }
@@ -201,8 +218,11 @@ pub struct TopLogprob {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
 pub struct AnswerMessage {
     pub role: Role,
-    pub content: String,
+    /// None of an answer that only calls tools.
+    pub content: Option<String>,
     pub refusal: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
 }
 
 /// The answer of `/v1/completions`.

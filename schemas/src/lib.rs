@@ -24,3 +24,4 @@ pub mod rerank;
 pub mod result;
 pub mod stream;
 pub mod subject;
+pub mod tools;

@@ -41,6 +41,14 @@ fn chat_with(field: &str, value: Value) -> String {
     job.to_string()
 }
 
+fn tools(function: Value) -> Value {
+    json!([{ "type": "function", "function": function }])
+}
+
+fn chat_of(message: Value) -> String {
+    json!({ "url": "/v1/chat/completions", "body": { "model": "echo", "messages": [message] } }).to_string()
+}
+
 fn cases() -> Vec<Case> {
     let model = "echo";
     let value = "invalid_value";
@@ -192,16 +200,47 @@ fn cases() -> Vec<Case> {
             Some("body.repetition_penalty"),
             "1.1",
         ),
-        case(chat_with("tools", json!([{}])), 400, "unsupported_value", Some("body.tools"), "[{}]"),
-        case(chat_with("stop", json!(["a", "b", "c", "d", "e"])), 400, value, Some("body.stop"), "5 stop strings"),
+        case(chat_with("tools", json!([{}])), 400, value, Some("body.tools[0]"), "type"),
         case(
-            json!({ "url": "/v1/completions", "body": { "model": "echo", "prompt": ["a", "b"], "stream": true } })
-                .to_string(),
+            chat_with("tools", json!([{ "type": "custom" }])),
             400,
             "unsupported_value",
-            Some("body.stream"),
-            "2 answers",
+            Some("body.tools[0].type"),
+            "\"custom\"",
         ),
+        case(
+            chat_with("tools", tools(json!({ "name": "a b" }))),
+            400,
+            value,
+            Some("body.tools[0].function.name"),
+            "a b",
+        ),
+        case(
+            chat_with("tools", tools(json!({ "name": "a", "parameters": { "type": "array" } }))),
+            400,
+            value,
+            Some("body.tools[0].function.parameters"),
+            "object",
+        ),
+        case(chat_with("tool_choice", json!("required")), 400, value, Some("body.tool_choice"), "no tools"),
+        case(chat_with("tool_choice", json!("any")), 400, value, Some("body.tool_choice"), "\"required\""),
+        case(
+            chat_of(json!({ "role": "tool", "content": "x" })),
+            400,
+            value,
+            Some("body.messages[0].tool_call_id"),
+            "missing",
+        ),
+        case(
+            chat_of(json!({ "role": "assistant", "tool_calls": [
+                { "id": "c", "type": "function", "function": { "name": "a", "arguments": "{" } },
+            ] })),
+            400,
+            value,
+            Some("body.messages[0].tool_calls[0].function.arguments"),
+            "not JSON",
+        ),
+        case(chat_with("stop", json!(["a", "b", "c", "d", "e"])), 400, value, Some("body.stop"), "5 stop strings"),
     ]
 }
 

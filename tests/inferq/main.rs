@@ -29,5 +29,6 @@ mod support;
 mod tenants;
 mod tidy;
 mod tokens;
+mod tools;
 mod topology;
 mod traces;

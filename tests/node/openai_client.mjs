@@ -29,6 +29,18 @@ async function streamed() {
   assert.equal(whole, "together");
 }
 
+// The echo model says the call that it is told, then what the tool said.
+async function tools() {
+  const parameters = { type: "object", properties: { of: { type: "number" } }, required: ["of"] };
+  const asked = [];
+  const double = { name: "double", parameters, parse: JSON.parse, function: ({ of }) => (asked.push(of), `twice: ${2 * of}`) };
+  const call = '<tool_call>\n{"name": "double", "arguments": {"of": 21}}\n</tool_call>';
+  const ask = { model: "echo", messages: user(call), tools: [{ type: "function", function: double }] };
+  assert.equal(await client.chat.completions.runTools(ask).finalContent(), "twice: 42");
+  assert.equal(await client.chat.completions.runTools({ ...ask, stream: true }).finalContent(), "twice: 42");
+  assert.deepEqual(asked, [21, 21]);
+}
+
 async function embeddings() {
   const plain = await client.embeddings.create({ model: "echo", input: ["one", "two"] });
   const floats = await client.embeddings.create({ model: "echo", input: ["one", "two"], encoding_format: "float" });
@@ -69,5 +81,5 @@ async function batches() {
 }
 
 assert.equal(JSON.parse(readFileSync(new URL("package.json", import.meta.url))).private, true);
-for (const check of [chat, streamed, embeddings, errors, batches]) await check();
+for (const check of [chat, streamed, tools, embeddings, errors, batches]) await check();
 console.log("ok");

@@ -78,14 +78,48 @@ def embeddings():
 
 
 def tools():
-    # No engine honours them yet: they are refused, not ignored.
-    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
-    try:
-        client.chat.completions.create(model=GENERATE, messages=CAPITAL, tools=[tool])
-    except openai.BadRequestError as error:
-        assert error.param == "tools", error
-    else:
-        raise AssertionError("tools were ignored")
+    place = {"type": "string", "enum": ["Paris", "Rome"]}
+    parameters = {"type": "object", "properties": {"city": place}, "required": ["city"], "additionalProperties": False}
+    look = {"type": "function", "function": {"name": "look_up", "parameters": parameters, "strict": True}}
+    create = lambda **more: client.chat.completions.create(
+        model=GENERATE, messages=CAPITAL, tools=[look], temperature=0, max_completion_tokens=60, **more
+    )
+    choice = create(tool_choice="required", parallel_tool_calls=False).choices[0]
+    call = choice.message.tool_calls[0]
+    assert choice.finish_reason == "tool_calls" and choice.message.content is None, choice
+    assert call.function.name == "look_up" and json.loads(call.function.arguments)["city"] in ("Paris", "Rome"), call
+
+    # The client's own accumulator puts the parts together.
+    named = {"type": "function", "function": {"name": "look_up"}}
+    with client.chat.completions.stream(
+        model=GENERATE, messages=CAPITAL, tools=[look], tool_choice=named, temperature=0, max_completion_tokens=60
+    ) as stream:
+        kinds = [event.type for event in stream]
+        said = stream.get_final_completion().choices[0].message
+    assert "tool_calls.function.arguments.delta" in kinds, kinds
+    assert said.tool_calls[0].function.parsed_arguments["city"] in ("Paris", "Rome"), said
+
+    answered = {"role": "tool", "tool_call_id": call.id, "content": "It is Paris."}
+    after = client.chat.completions.create(
+        model=GENERATE, messages=[*CAPITAL, choice.message, answered], tools=[look], tool_choice="none", max_tokens=16
+    )
+    assert after.choices[0].message.content, after
+
+
+def streamed_answers():
+    ask = dict(
+        model=GENERATE, messages=CAPITAL, n=2, seed=7, temperature=1, max_completion_tokens=8, logprobs=True, top_logprobs=1
+    )
+    whole = client.chat.completions.create(**ask)
+    texts, tokens = ["", ""], [[], []]
+    with client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True}) as stream:
+        for chunk in stream:
+            for choice in chunk.choices:
+                texts[choice.index] += choice.delta.content or ""
+                tokens[choice.index] += choice.logprobs.content if choice.logprobs else []
+    assert texts == [choice.message.content for choice in whole.choices], texts
+    assert tokens == [choice.logprobs.content for choice in whole.choices]
+    assert chunk.usage == whole.usage, (chunk.usage, whole.usage)
 
 
 def transcriptions():
@@ -134,7 +168,8 @@ def audio_batch():
     assert "amiable" in answer["response"]["body"]["text"], answer
 
 
-for check in [chat, logprobs, several, schema, stops, embeddings, tools, transcriptions, refused_audio, audio_batch]:
+CHECKS = [chat, logprobs, several, schema, stops, embeddings, tools, streamed_answers]
+for check in [*CHECKS, transcriptions, refused_audio, audio_batch]:
     try:
         check()
     except Exception as error:

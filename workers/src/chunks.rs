@@ -1,4 +1,4 @@
-//! Chunks: the answer of a job that streams, published as it is made, so that no reader ever sees a part twice.
+//! Chunks: the answers of a job that streams, published as they are made, so that no reader ever sees a part twice.
 //!
 //! Each chunk is published with the sequence of the one before as the last of its subject: two workers that run the same
 //! job after a fault cannot both append. The one that comes second reads what is there and goes on behind it. Both make
@@ -18,8 +18,8 @@ use schemas::{header, stream};
 use tokio::sync::watch;
 
 use crate::endpoint::{Answer, Part, Stamp};
-use crate::engine::thread::Followed;
-use crate::engine::{FinishReason, text::Text};
+use crate::engine::thread::{Followed, Generated};
+use crate::engine::{FinishReason, Logprobs, Output};
 
 /// Tokens made within this time share a message.
 const COALESCE: Duration = Duration::from_millis(30);
@@ -33,28 +33,47 @@ pub struct Chunks {
     stream: Stream<()>,
 }
 
-/// What is published of one job.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Published {
-    pub tokens: Vec<u32>,
-    /// Bytes of text.
-    text: usize,
-    /// Chunks.
-    count: u64,
-    /// The stream's sequence of the last one.
-    sequence: u64,
-    is_ended: bool,
-}
-
 /// Whose chunks they are.
 #[derive(Clone, Copy)]
 pub struct Of<'a> {
     pub subject: &'a str,
     pub answer: &'a Answer,
     pub stamp: Stamp<'a>,
-    pub text: &'a Text,
     /// A text ends before any of these.
     pub stop: &'a [String],
+    /// Answers of the job.
+    pub count: usize,
+}
+
+/// What is published of one job.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Published {
+    answers: Vec<PublishedAnswer>,
+    /// Chunks.
+    count: u64,
+    /// The stream's sequence of the last one.
+    sequence: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct PublishedAnswer {
+    tokens: Vec<u32>,
+    /// Bytes of text.
+    text: usize,
+    is_ended: bool,
+}
+
+/// One of a job's answers, as far as it has come.
+#[derive(Clone, Copy)]
+struct Now<'a> {
+    index: usize,
+    tokens: &'a [u32],
+    text: &'a str,
+    /// Of the tokens after so many; none where they are not wanted.
+    logprobs: &'a [Logprobs],
+    logprobs_after: usize,
+    end: Option<FinishReason>,
+    usage: Option<Usage>,
 }
 
 impl Chunks {
@@ -63,76 +82,118 @@ impl Chunks {
         Ok(Self { jetstream, stream })
     }
 
-    /// Reads what another delivery of the job has published. Ids that are no tokens of the model are none of a worker's.
-    pub async fn read(&self, subject: &str, vocabulary: usize) -> Published {
-        let mut published = Published::default();
-        while let Ok(message) = self.stream.direct_get_next_for_subject(subject, Some(published.sequence + 1)).await {
-            let ids = message.headers.get(header::TOKEN_IDS).map_or("", |ids| ids.as_str());
-            published.tokens.extend(chunk::read_token_ids(ids).into_iter().filter(|&id| (id as usize) < vocabulary));
+    /// Begins to tell of a job, or goes on where another delivery of it `was_begun`.
+    pub async fn tell<'a>(&'a self, of: Of<'a>, was_begun: bool) -> Telling<'a> {
+        let none = Published { answers: vec![PublishedAnswer::default(); of.count], ..Published::default() };
+        let published = if was_begun { self.read(of).await } else { none };
+        let before = published.answers.iter().map(|answer| answer.tokens.clone()).collect();
+        Telling { chunks: self, of, before, published }
+    }
+
+    /// Reads what is published. Ids that are no tokens of the model are none of a worker's, nor are more answers.
+    async fn read(&self, of: Of<'_>) -> Published {
+        let mut published = Published { answers: vec![PublishedAnswer::default(); of.count], ..Published::default() };
+        let after = |published: &Published| Some(published.sequence + 1);
+        while let Ok(message) = self.stream.direct_get_next_for_subject(of.subject, after(&published)).await {
             published.sequence = message.sequence;
             published.count += 1;
-            if let Ok(chunk) = Encoding::Json.decode::<Chunk>(&message.payload) {
-                published.text += chunk.text().len();
-                published.is_ended |= chunk.finish_reason().is_some();
-            }
+            let Ok(chunk) = Encoding::Json.decode::<Chunk>(&message.payload) else { continue };
+            let Some(answer) = published.answers.get_mut(chunk.index()) else { continue };
+            let ids = message.headers.get(header::TOKEN_IDS).map_or("", |ids| ids.as_str());
+            let vocabulary = of.stamp.text.vocab_size();
+            answer.tokens.extend(chunk::read_token_ids(ids).into_iter().filter(|&id| (id as usize) < vocabulary));
+            answer.is_ended |= chunk.finish_reason().is_some();
+        }
+        for answer in &mut published.answers {
+            answer.text = of.settled(&answer.tokens).len();
         }
         published
     }
+}
 
-    /// Publishes tokens as they are made, after those that are `published`, until the caller drops it.
-    pub async fn follow(&self, published: &mut Published, mut made: watch::Receiver<Followed>, of: Of<'_>) {
-        let before = published.tokens.clone();
+impl Of<'_> {
+    fn settled(&self, tokens: &[u32]) -> String {
+        settled_text(&self.stamp.text.decode(tokens), self.stop)
+    }
+}
+
+/// Tells of one job.
+pub struct Telling<'a> {
+    chunks: &'a Chunks,
+    of: Of<'a>,
+    /// Tokens of each answer that were published before this delivery.
+    before: Vec<Vec<u32>>,
+    published: Published,
+}
+
+impl Telling<'_> {
+    pub fn before(&self) -> &[Vec<u32>] {
+        &self.before
+    }
+
+    /// Publishes tokens as they are made, until the caller drops it.
+    pub async fn follow(&mut self, mut made: watch::Receiver<Followed>) {
         loop {
             if made.changed().await.is_err() {
                 // The engine is done: the caller publishes the end.
                 return std::future::pending().await;
             }
             tokio::time::sleep(COALESCE).await;
-            let tokens = [&before[..], &made.borrow_and_update().tokens].concat();
-            let text = settled_text(&of.text.decode(&tokens), of.stop);
-            self.publish(published, &tokens, &text, None, of).await;
+            let answers = made.borrow_and_update().answers.clone();
+            for (index, Generated { tokens, logprobs }) in answers.iter().enumerate() {
+                let before = self.before.get(index).map_or(&[][..], Vec::as_slice);
+                let (tokens, logprobs_after) = ([before, tokens].concat(), before.len());
+                let text = self.of.settled(&tokens);
+                let (tokens, text) = (&tokens[..], &text[..]);
+                let now = Now { index, tokens, text, logprobs, logprobs_after, end: None, usage: None };
+                self.publish(now).await;
+            }
         }
     }
 
-    /// Publishes what is left of the text, and that it has ended.
-    pub async fn end(
-        &self,
-        published: &mut Published,
-        tokens: &[u32],
-        text: &str,
-        end: (FinishReason, Usage),
-        of: Of<'_>,
-    ) {
-        self.publish(published, tokens, text, Some(end), of).await;
+    /// Publishes what is left of the answers, and that they have ended.
+    pub async fn end(&mut self, followed: &Followed, outputs: &[Output]) {
+        let usage = self.of.stamp.generated(outputs);
+        for (index, output) in outputs.iter().enumerate() {
+            let Output::Completion { text, finish_reason, logprobs, .. } = output else { return };
+            let made = followed.answers.get(index).map_or(&[][..], |made| &made.tokens);
+            let tokens = &[self.before.get(index).map_or(&[][..], Vec::as_slice), made].concat()[..];
+            let usage = (index + 1 == outputs.len()).then_some(usage);
+            let end = Some(*finish_reason);
+            self.publish(Now { index, tokens, text, logprobs, logprobs_after: 0, end, usage }).await;
+        }
     }
 
-    async fn publish(
-        &self,
-        published: &mut Published,
-        tokens: &[u32],
-        text: &str,
-        end: Option<(FinishReason, Usage)>,
-        of: Of<'_>,
-    ) {
+    async fn publish(&mut self, now: Now<'_>) {
         loop {
-            let new = tokens.get(published.tokens.len()..).unwrap_or_default();
-            if published.is_ended || (new.is_empty() && end.is_none()) {
+            let Some(published) = self.published.answers.get(now.index) else { return };
+            let new = now.tokens.get(published.tokens.len()..).unwrap_or_default();
+            if published.is_ended || (new.is_empty() && now.end.is_none()) {
                 return;
             }
-            let part =
-                Part { text: text.get(published.text..).unwrap_or_default(), is_first: published.count == 0, end };
-            let Some(chunk) = of.answer.chunk(part, of.stamp) else { return };
-            match self.publish_once(published, new, &chunk, of.subject).await {
+            let known = published.tokens.len().saturating_sub(now.logprobs_after);
+            let part = Part {
+                index: now.index,
+                text: now.text,
+                from: published.text,
+                tokens_before: &published.tokens,
+                logprobs: now.logprobs.get(known..).unwrap_or_default(),
+                end: now.end,
+                usage: now.usage,
+            };
+            let Some(chunk) = self.of.answer.chunk(&part, self.of.stamp) else { return };
+            match self.publish_once(new, &chunk).await {
                 Ok(sequence) => {
+                    self.published.count += 1;
+                    self.published.sequence = sequence;
+                    let published = &mut self.published.answers[now.index];
                     published.tokens.extend_from_slice(new);
-                    published.text += part.text.len();
-                    published.count += 1;
-                    published.sequence = sequence;
-                    published.is_ended = end.is_some();
+                    published.text = published.text.max(now.text.len());
+                    published.is_ended = now.end.is_some();
                     return;
                 }
                 // Another delivery was quicker, or this one's publish was stored and not confirmed.
-                Err(PublishFailure::AlreadyStored) => *published = self.read(of.subject, of.text.vocab_size()).await,
+                Err(PublishFailure::AlreadyStored) => self.published = self.chunks.read(self.of).await,
                 Err(failure) if failure.is_transient() => tokio::time::sleep(RETRY_DELAY).await,
                 Err(failure) => {
                     tracing::warn!(%failure, "chunk not published");
@@ -142,21 +203,15 @@ impl Chunks {
         }
     }
 
-    async fn publish_once(
-        &self,
-        published: &Published,
-        new: &[u32],
-        chunk: &Chunk,
-        subject: &str,
-    ) -> Result<u64, PublishFailure> {
+    async fn publish_once(&self, new: &[u32], chunk: &Chunk) -> Result<u64, PublishFailure> {
         let mut headers = HeaderMap::new();
-        headers.insert(header::CHUNK, published.count.to_string());
+        headers.insert(header::CHUNK, self.published.count.to_string());
         headers.insert(header::TOKEN_IDS, chunk::write_token_ids(new));
         let message = PublishMessage::build()
             .payload(Encoding::Json.encode(chunk).into())
             .headers(headers)
-            .expected_last_subject_sequence(published.sequence);
-        let sent = match self.jetstream.send_publish(subject.to_owned(), message).await {
+            .expected_last_subject_sequence(self.published.sequence);
+        let sent = match self.chunks.jetstream.send_publish(self.of.subject.to_owned(), message).await {
             Ok(ack) => ack.await,
             Err(error) => Err(error),
         };

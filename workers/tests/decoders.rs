@@ -89,7 +89,7 @@ fn what_follows_greedily_is_what_transformers_says() {
         }
         while !decoder.is_idle() {
             decoder.step().unwrap();
-            decoder.made().into_iter().for_each(|(id, token)| following[id.0 as usize].push(token));
+            decoder.made().into_iter().for_each(|made| following[made.id.0 as usize].push(made.token));
         }
         for (ours, case) in following.iter().zip(&cases) {
             let mut theirs: Vec<u32> = numbers(&case["following"]);

@@ -13,6 +13,7 @@ use producer::standing::Standing;
 use schemas::chunk::Chunk;
 use schemas::result::JobResult;
 use schemas::subject::{JobId, Token};
+use schemas::tools::ToolCallDelta;
 
 use super::results::{in_time, print_result};
 use super::{connect, print_json, print_line, tenant_token};
@@ -46,10 +47,13 @@ pub async fn follow(
     output: Output,
 ) -> anyhow::Result<u8> {
     let mut chunks = pin!(chunks);
-    let mut printed = false;
+    let (mut printed, mut others) = (false, 0);
     let read = loop {
         match chunks.try_next().await {
-            Ok(Some((_, chunk))) => print_chunk(output, &chunk)?,
+            Ok(Some((_, chunk))) => {
+                others = others.max(chunk.index());
+                print_chunk(output, &chunk)?;
+            }
             Ok(None) => break Ok(()),
             Err(error) => break Err(error),
         }
@@ -57,6 +61,11 @@ pub async fn follow(
     };
     if printed && output == Output::Text {
         print_line("")?;
+        if others > 0 {
+            eprintln!(
+                "this is the first answer; `inferq tokens {job_id} --output json` shows the {others} more answers too"
+            );
+        }
     }
     read?;
     let result = client.wait(tenant, job_id).await?;
@@ -71,13 +80,22 @@ pub async fn follow(
     Ok(0)
 }
 
-/// A chunk, where the reader sees it at once.
+/// A chunk, where the reader sees it at once. As text, that is the first answer's, with each call of a tool in a line.
 fn print_chunk(output: Output, chunk: &Chunk) -> anyhow::Result<()> {
     if output == Output::Json {
         return print_json(chunk);
     }
+    if chunk.index() > 0 {
+        return Ok(());
+    }
     let mut out = std::io::stdout();
     out.write_all(chunk.text().as_bytes())?;
+    for ToolCallDelta { function, .. } in chunk.tool_calls() {
+        if let Some(name) = &function.name {
+            write!(out, "\n{name} ")?;
+        }
+        out.write_all(function.arguments.as_bytes())?;
+    }
     Ok(out.flush()?)
 }
 

@@ -15,6 +15,7 @@ use schemas::completions::Role;
 use schemas::log::Usage;
 use schemas::result::{ErrorBody, ErrorObject, JobResult};
 use schemas::subject::JobId;
+use schemas::tools::{ToolCall, ToolCallDelta};
 use serde_json::Value;
 use tokio::time::timeout;
 
@@ -221,7 +222,7 @@ impl Reader {
 
     /// One chunk. Its usage has an event of its own, after the last one.
     fn chunk(&mut self, number: u64, chunk: Chunk) -> Event {
-        if chunk.finish_reason().is_some() {
+        if chunk.is_last() {
             self.stage = Stage::Usage;
         }
         if let Some(begun) = self.begun.take() {
@@ -298,19 +299,32 @@ fn whole(body: &Value) -> Option<Chunk> {
     let (id, model) = (text(&body["id"])?, text(&body["model"])?);
     let created = body["created"].as_i64()?;
     let usage: Option<Usage> = serde_json::from_value(body["usage"].clone()).ok();
-    let (choice, finish_reason) = (&body["choices"][0], text(&body["choices"][0]["finish_reason"]));
+    let choices = body["choices"].as_array()?.iter().enumerate();
     match body["object"].as_str()? {
         "chat.completion" => {
-            let delta = Delta { role: Some(Role::Assistant), content: text(&choice["message"]["content"]) };
-            let choices = vec![ChatChunkChoice { index: 0, delta, finish_reason }];
+            let choices = choices.map(|(index, choice)| chat_choice(index, choice)).collect();
             let object = "chat.completion.chunk".to_owned();
             Some(Chunk::Chat(ChatCompletionChunk { id, object, created, model, choices, usage }))
         }
         "text_completion" => {
-            let choices = vec![CompletionChunkChoice { index: 0, text: text(&choice["text"])?, finish_reason }];
-            let object = "text_completion".to_owned();
+            let choice = |(index, choice): (usize, &Value)| CompletionChunkChoice {
+                index,
+                text: text(&choice["text"]).unwrap_or_default(),
+                finish_reason: text(&choice["finish_reason"]),
+                logprobs: serde_json::from_value(choice["logprobs"].clone()).ok(),
+            };
+            let (object, choices) = ("text_completion".to_owned(), choices.map(choice).collect());
             Some(Chunk::Completion(CompletionChunk { id, object, created, model, choices, usage }))
         }
         _ => None,
     }
+}
+
+fn chat_choice(index: usize, choice: &Value) -> ChatChunkChoice {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let calls: Vec<ToolCall> = serde_json::from_value(choice["message"]["tool_calls"].clone()).unwrap_or_default();
+    let tool_calls = calls.into_iter().enumerate().map(|(index, call)| ToolCallDelta::begin(index, call)).collect();
+    let delta = Delta { role: Some(Role::Assistant), content: text(&choice["message"]["content"]), tool_calls };
+    let logprobs = serde_json::from_value(choice["logprobs"].clone()).ok();
+    ChatChunkChoice { index, delta, finish_reason: text(&choice["finish_reason"]), logprobs }
 }

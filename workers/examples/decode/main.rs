@@ -48,7 +48,7 @@ fn decode(engine: &mut dyn Engine, work: Work) -> anyhow::Result<Vec<Vec<u32>>> 
     }
     while !engine.is_idle() {
         engine.step()?;
-        engine.made().into_iter().for_each(|(id, token)| tokens[id.0 as usize].push(token));
+        engine.made().into_iter().for_each(|made| tokens[made.id.0 as usize].push(made.token));
         engine.finished();
     }
     Ok(tokens)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use schemas::codec::Encoding;
 use schemas::header;
 use schemas::job::Job;
-use schemas::log::{LogEvent, Usage};
+use schemas::log::LogEvent;
 use schemas::provenance::CacheUse;
 use schemas::result::ErrorObject;
 use time::OffsetDateTime;
@@ -15,7 +15,7 @@ use crate::apart::apart;
 use crate::attempts::{self, Next};
 use crate::bodies::BodyError;
 use crate::cache::Found;
-use crate::chunks::{Of, Published};
+use crate::chunks::Of;
 use crate::endpoint::{self, Plan, Reject, Stamp};
 use crate::engine::queue::Place;
 use crate::engine::thread::{Done, EngineError, Work};
@@ -118,7 +118,7 @@ impl Delivery {
 
     /// Runs the engine and makes the answer of what it gives.
     async fn answer(&self, mut plan: Plan, alone: bool) -> Outcome {
-        let streams = (plan.streams || self.received.streams() == Ok(true)) && plan.sequences.len() == 1;
+        let streams = plan.streams || self.received.streams() == Ok(true);
         let created = match streams {
             // All chunks say the same, whichever worker makes them.
             true => self.received.published,
@@ -203,31 +203,22 @@ impl Delivery {
         alone: bool,
         stamp: Stamp<'_>,
     ) -> Result<Vec<Output>, EngineError> {
-        let Goal::Generate(params) = &sequences[0].goal else { return self.compute(sequences, plan, alone).await };
-        let chunks = &self.station.chunks;
-        let (subject, stop) = (self.received.tokens().token_subject(), params.stop.clone());
-        let of = Of { subject: &subject, answer: &plan.answer, stamp, text: &self.station.text, stop: &stop };
-        let mut published = match self.received.delivered {
-            1 => Published::default(),
-            _ => chunks.read(&subject, self.station.text.vocab_size()).await,
+        let Some(Goal::Generate(params)) = sequences.first().map(|first| &first.goal) else {
+            return self.compute(sequences, plan, alone).await;
         };
-        let before = published.tokens.clone();
-        sequences[0].made.clone_from(&before);
+        let (subject, stop) = (self.received.tokens().token_subject(), params.stop.clone());
+        let of = Of { subject: &subject, answer: &plan.answer, stamp, stop: &stop, count: sequences.len() };
+        let mut telling = self.station.chunks.tell(of, self.received.delivered > 1).await;
+        for (sequence, before) in sequences.iter_mut().zip(telling.before()) {
+            sequence.made.clone_from(before);
+        }
         let outputs = tokio::select! {
             biased;
             outputs = self.compute(sequences, plan, alone) => outputs?,
-            () = chunks.follow(&mut published, self.followed.subscribe(), of) => unreachable!("follows for ever"),
+            () = telling.follow(self.followed.subscribe()) => unreachable!("follows for ever"),
         };
-        if let [Output::Completion { text, completion_tokens, finish_reason, .. }] = outputs.as_slice() {
-            let completion_tokens = *completion_tokens as u64;
-            let usage = Usage {
-                prompt_tokens: stamp.prompt_tokens,
-                completion_tokens: Some(completion_tokens),
-                total_tokens: stamp.prompt_tokens + completion_tokens,
-            };
-            let tokens = [before, self.followed.borrow().tokens.clone()].concat();
-            chunks.end(&mut published, &tokens, text, (*finish_reason, usage), of).await;
-        }
+        let followed = self.followed.borrow().clone();
+        telling.end(&followed, &outputs).await;
         Ok(outputs)
     }
 

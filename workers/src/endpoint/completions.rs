@@ -3,19 +3,22 @@
 use schemas::chunk::{ChatChunkChoice, ChatCompletionChunk, Chunk, CompletionChunk, CompletionChunkChoice, Delta};
 use schemas::codec::decode_body;
 use schemas::completions::{
-    AnswerMessage, ChatChoice, ChatCompletionRequest, ChatCompletionResponse, ChatMessage, CompletionChoice,
-    CompletionRequest, CompletionResponse, Content, Role, Sampling,
+    AnswerMessage, ChatChoice, ChatCompletionRequest, ChatCompletionResponse, CompletionChoice, CompletionRequest,
+    CompletionResponse, Role, Sampling,
 };
 use schemas::log::Usage;
 use schemas::registry::Model;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::inputs::{check_inputs, prompt_param, tokens_of};
+use super::messages::messages;
 use super::sampling::{
-    Budget, answers_each, logprobs_of_chat, logprobs_of_completion, refuse_best_of, refuse_in_chunks,
-    refuse_unsupported, sampling_params,
+    Budget, Format, answers_each, logprobs_of_chat, logprobs_of_completion, refuse_best_of, refuse_unsupported,
+    sampling_params,
 };
+use super::tools::{self, Calling, Tools};
 use super::{Answer, Body, Part, Plan, Reject, Stamp, logprobs, misshapen};
+use crate::engine::calls::Said;
 use crate::engine::text::Text;
 use crate::engine::{FinishReason, Goal, Logprobs, OTHER_OUTPUT, Output, SamplingParams, Sequence};
 
@@ -27,15 +30,10 @@ pub fn prepare_chat(body: &Value, job_id: &str, model: &Model, text: &Text) -> R
     let sampling: Sampling = decode_body(body).map_err(misshapen)?;
     refuse_unsupported(body)?;
     let logprobs = logprobs_of_chat(&request)?;
-    if request.messages.is_empty() {
-        return Err(Reject::invalid(
-            "empty_input",
-            "body.messages".to_owned(),
-            "body.messages: is empty; give at least one message",
-        ));
-    }
-    let messages = request.messages.iter().enumerate().map(message).collect::<Result<Vec<_>, _>>()?;
-    let tokens = text.encode_chat(&Value::Array(messages)).map_err(|error| Reject::value("body.messages", error))?;
+    let messages = messages(&request.messages)?;
+    let tools = Tools::new(&request, text)?;
+    let told = tools.as_ref().map_or_else(Vec::new, Tools::told);
+    let tokens = text.encode_chat(&messages, &told).map_err(|error| Reject::value("body.messages", error))?;
     if tokens.is_empty() {
         return Err(Reject::invalid("empty_input", "body.messages".to_owned(), "body.messages: have no content"));
     }
@@ -44,9 +42,14 @@ pub fn prepare_chat(body: &Value, job_id: &str, model: &Model, text: &Text) -> R
         None => ("max_tokens", sampling.max_tokens),
     };
     let budget = Budget { field, max_tokens, model, text };
-    let params = SamplingParams { logprobs, ..sampling_params(&sampling, job_id, text)? };
+    let format = Format::new(&sampling)?;
+    let grammar = match &tools {
+        Some(tools) => tools.grammar(text, format.as_ref().map(Format::schema))?,
+        None => format.map(|format| format.grammar(text)).transpose()?,
+    };
+    let params = SamplingParams { logprobs, grammar, ..sampling_params(&sampling, job_id, text)? };
     let sequence = budget.sequence(tokens, "body.messages", params)?;
-    plan(vec![sequence], Answer::Chat, &sampling, model)
+    plan(vec![sequence], Answer::Chat(tools.map(|tools| tools.calling)), &sampling, model)
 }
 
 pub fn prepare(body: &Value, job_id: &str, model: &Model, text: &Text) -> Result<Plan, Reject> {
@@ -59,7 +62,8 @@ pub fn prepare(body: &Value, job_id: &str, model: &Model, text: &Text) -> Result
     check_inputs(prompts.len(), "body.prompt", &model.limits)?;
     let max_tokens = sampling.max_tokens.or(Some(COMPLETION_TOKENS_DEFAULT));
     let budget = Budget { field: "max_tokens", max_tokens, model, text };
-    let params = SamplingParams { logprobs, ..sampling_params(&sampling, job_id, text)? };
+    let grammar = Format::new(&sampling)?.map(|format| format.grammar(text)).transpose()?;
+    let params = SamplingParams { logprobs, grammar, ..sampling_params(&sampling, job_id, text)? };
     let mut sequences = Vec::with_capacity(prompts.len());
     for (index, prompt) in prompts.into_iter().enumerate() {
         let param = prompt_param("prompt", request.prompt.is_list(), index);
@@ -69,11 +73,16 @@ pub fn prepare(body: &Value, job_id: &str, model: &Model, text: &Text) -> Result
     plan(sequences, Answer::Completions, &sampling, model)
 }
 
-pub fn chat_body(outputs: Vec<Output>, stamp: Stamp<'_>) -> (Body, Usage) {
-    let usage = usage(&outputs, stamp);
+pub fn chat_body(calling: Option<Calling>, outputs: Vec<Output>, stamp: Stamp<'_>) -> (Body, Usage) {
+    let usage = stamp.generated(&outputs);
     let choice = |(index, output)| {
-        let (content, finish_reason, logprobs) = completion(output);
-        let message = AnswerMessage { role: Role::Assistant, content, refusal: None };
+        let (text, reason, logprobs) = completion(output);
+        let said = said(calling, &text, true);
+        let tool_calls = tools::calls(&said, stamp.job_id, index);
+        // Null where there is nothing but calls.
+        let content = Some(said.content.to_owned()).filter(|content| !content.is_empty() || tool_calls.is_empty());
+        let finish_reason = finish_reason(calling, &said, reason);
+        let message = AnswerMessage { role: Role::Assistant, content, refusal: None, tool_calls };
         ChatChoice { index, message, finish_reason, logprobs: logprobs::of_chat(&logprobs, stamp.text) }
     };
     let response = ChatCompletionResponse {
@@ -88,10 +97,11 @@ pub fn chat_body(outputs: Vec<Output>, stamp: Stamp<'_>) -> (Body, Usage) {
 }
 
 pub fn body(outputs: Vec<Output>, stamp: Stamp<'_>) -> (Body, Usage) {
-    let usage = usage(&outputs, stamp);
+    let usage = stamp.generated(&outputs);
     let choice = |(index, output)| {
-        let (text, finish_reason, logprobs) = completion(output);
-        CompletionChoice { index, text, finish_reason, logprobs: logprobs::of_completion(&logprobs, stamp.text) }
+        let (text, reason, logprobs) = completion(output);
+        let logprobs = logprobs::of_completion(&[], &logprobs, stamp.text);
+        CompletionChoice { index, text, finish_reason: name_of(reason).to_owned(), logprobs }
     };
     let response = CompletionResponse {
         id: format!("cmpl-{}", stamp.job_id),
@@ -104,31 +114,39 @@ pub fn body(outputs: Vec<Output>, stamp: Stamp<'_>) -> (Body, Usage) {
     (Body::Completions(response), usage)
 }
 
-pub fn chat_chunk(part: Part<'_>, stamp: Stamp<'_>) -> Chunk {
+pub fn chat_chunk(calling: Option<Calling>, part: &Part<'_>, stamp: Stamp<'_>) -> Chunk {
+    let is_first = part.tokens_before.is_empty();
+    let (before, now) = (said(calling, part.before(), false), said(calling, part.text, part.end.is_some()));
+    let content = now.content.get(before.content.len()..).unwrap_or_default();
+    let tool_calls = tools::more_calls(&before, &now, stamp.job_id, part.index);
     let delta = Delta {
-        role: part.is_first.then_some(Role::Assistant),
-        content: Some(part.text.to_owned()).filter(|text| part.is_first || !text.is_empty()),
+        role: is_first.then_some(Role::Assistant),
+        content: Some(content.to_owned()).filter(|text| !text.is_empty() || (is_first && tool_calls.is_empty())),
+        tool_calls,
     };
-    let finish_reason = part.end.map(|(reason, _)| name_of(reason));
+    let finish_reason = part.end.map(|reason| finish_reason(calling, &now, reason));
+    let logprobs = logprobs::of_chat(part.logprobs, stamp.text);
     Chunk::Chat(ChatCompletionChunk {
         id: format!("chatcmpl-{}", stamp.job_id),
         object: "chat.completion.chunk".to_owned(),
         created: stamp.created,
         model: stamp.model.to_owned(),
-        choices: vec![ChatChunkChoice { index: 0, delta, finish_reason }],
-        usage: part.end.map(|(_, usage)| usage),
+        choices: vec![ChatChunkChoice { index: part.index, delta, finish_reason, logprobs }],
+        usage: part.usage,
     })
 }
 
-pub fn chunk(part: Part<'_>, stamp: Stamp<'_>) -> Chunk {
-    let finish_reason = part.end.map(|(reason, _)| name_of(reason));
+pub fn chunk(part: &Part<'_>, stamp: Stamp<'_>) -> Chunk {
+    let text = part.text.get(part.before().len()..).unwrap_or_default().to_owned();
+    let finish_reason = part.end.map(|reason| name_of(reason).to_owned());
+    let logprobs = logprobs::of_completion(part.tokens_before, part.logprobs, stamp.text);
     Chunk::Completion(CompletionChunk {
         id: format!("cmpl-{}", stamp.job_id),
         object: "text_completion".to_owned(),
         created: stamp.created,
         model: stamp.model.to_owned(),
-        choices: vec![CompletionChunkChoice { index: 0, text: part.text.to_owned(), finish_reason }],
-        usage: part.end.map(|(_, usage)| usage),
+        choices: vec![CompletionChunkChoice { index: part.index, text, finish_reason, logprobs }],
+        usage: part.usage,
     })
 }
 
@@ -152,59 +170,31 @@ fn plan(prompts: Vec<Sequence>, answer: Answer, sampling: &Sampling, model: &Mod
     let drawn = params.filter(|params| params.temperature > 0.0);
     let (seed, is_repeatable) = (drawn.map(|params| params.seed), drawn.is_none() || sampling.seed.is_some());
     let streams = sampling.stream == Some(true);
-    if streams {
-        refuse_in_chunks(sequences.len(), params.is_some_and(|params| params.logprobs.is_some()))?;
-    }
     Ok(Plan { sequences, answers_each, answer, seed, is_repeatable, streams })
 }
 
-/// A message as chat templates know it: a role and a string.
-fn message((index, message): (usize, &ChatMessage)) -> Result<Value, Reject> {
-    let role = match message.role {
-        Role::Developer | Role::System => "system",
-        Role::User => "user",
-        Role::Assistant => "assistant",
-    };
-    let content = match &message.content {
-        Some(Content::Text(text)) => text.clone(),
-        Some(Content::Parts(parts)) => {
-            let text = |(place, part): (usize, &schemas::completions::Part)| match &part.text {
-                Some(text) if part.kind == "text" => Ok(text.clone()),
-                _ => {
-                    let param = format!("body.messages[{index}].content[{place}]");
-                    Err(Reject::value(&param, format!("a part of type {:?}; this model reads text only", part.kind)))
-                }
-            };
-            parts.iter().enumerate().map(text).collect::<Result<Vec<_>, _>>()?.concat()
-        }
-        None => return Err(Reject::value(&format!("body.messages[{index}].content"), "is missing")),
-    };
-    Ok(json!({ "role": role, "content": content }))
+/// What an answer says, and what it calls.
+fn said(calling: Option<Calling>, text: &str, is_whole: bool) -> Said<'_> {
+    match calling {
+        Some(calling) => calling.read(text, is_whole),
+        None => Said { content: text, calls: Vec::new() },
+    }
 }
 
-fn completion(output: Output) -> (String, String, Vec<Logprobs>) {
+fn completion(output: Output) -> (String, FinishReason, Vec<Logprobs>) {
     match output {
-        Output::Completion { text, finish_reason, logprobs, .. } => (text, name_of(finish_reason), logprobs),
+        Output::Completion { text, finish_reason, logprobs, .. } => (text, finish_reason, logprobs),
         Output::Embedding(_) | Output::Scores(_) | Output::Transcript(_) => unreachable!("{OTHER_OUTPUT}"),
     }
 }
 
-fn name_of(reason: FinishReason) -> String {
-    match reason {
-        FinishReason::Stop => "stop".to_owned(),
-        FinishReason::Length => "length".to_owned(),
-    }
+fn finish_reason(calling: Option<Calling>, said: &Said<'_>, reason: FinishReason) -> String {
+    calling.and_then(|calling| calling.finish_reason(said, reason)).unwrap_or_else(|| name_of(reason)).to_owned()
 }
 
-fn usage(outputs: &[Output], stamp: Stamp<'_>) -> Usage {
-    let tokens = |output: &Output| match output {
-        Output::Completion { completion_tokens, .. } => *completion_tokens as u64,
-        Output::Embedding(_) | Output::Scores(_) | Output::Transcript(_) => 0,
-    };
-    let completion_tokens: u64 = outputs.iter().map(tokens).sum();
-    Usage {
-        prompt_tokens: stamp.prompt_tokens,
-        completion_tokens: Some(completion_tokens),
-        total_tokens: stamp.prompt_tokens + completion_tokens,
+fn name_of(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
     }
 }

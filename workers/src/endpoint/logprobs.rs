@@ -22,8 +22,8 @@ pub fn of_chat(logprobs: &[Logprobs], text: &Text) -> Option<ChatLogprobs> {
     (!logprobs.is_empty()).then_some(ChatLogprobs { content })
 }
 
-/// `None` where none were asked for.
-pub fn of_completion(logprobs: &[Logprobs], text: &Text) -> Option<CompletionLogprobs> {
+/// `None` where none were asked for. `before` are the tokens before those in the text.
+pub fn of_completion(before: &[u32], logprobs: &[Logprobs], text: &Text) -> Option<CompletionLogprobs> {
     let mut all = CompletionLogprobs {
         tokens: Vec::new(),
         token_logprobs: Vec::new(),
@@ -31,14 +31,18 @@ pub fn of_completion(logprobs: &[Logprobs], text: &Text) -> Option<CompletionLog
         text_offset: Vec::new(),
     };
     let shown = |token| String::from_utf8_lossy(&text.token_bytes(token)).into_owned();
-    let mut offset = 0;
+    // A character begins with each byte that does not go on with one.
+    let characters = |token| text.token_bytes(token).iter().filter(|byte| **byte & 0xc0 != 0x80).count();
+    let mut offset = match logprobs.is_empty() {
+        true => 0,
+        false => before.iter().filter(|token| !text.is_special(**token)).map(|&token| characters(token)).sum(),
+    };
     for Logprobs { token, logprob, top } in in_text(logprobs, text) {
         all.tokens.push(shown(*token));
         all.token_logprobs.push(logprob.max(NEVER));
         all.top_logprobs.push(top.iter().map(|&(token, logprob)| (shown(token), logprob.max(NEVER))).collect());
         all.text_offset.push(offset);
-        // A character begins with each byte that does not go on with one.
-        offset += text.token_bytes(*token).iter().filter(|byte| **byte & 0xc0 != 0x80).count();
+        offset += characters(*token);
     }
     (!logprobs.is_empty()).then_some(all)
 }

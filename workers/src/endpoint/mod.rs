@@ -8,8 +8,10 @@ mod completions;
 mod embeddings;
 mod inputs;
 mod logprobs;
+mod messages;
 mod rerank;
 mod sampling;
+mod tools;
 
 use schemas::audio::{AudioTask, TranscriptionResponse};
 use schemas::chunk::Chunk;
@@ -25,7 +27,7 @@ use schemas::result::{ErrorBody, ErrorObject};
 use serde::Serialize;
 
 use crate::engine::text::Text;
-use crate::engine::{Classes, FinishReason, Output, Sequence};
+use crate::engine::{Classes, FinishReason, Logprobs, Output, Sequence};
 
 /// The producer's mistake: an HTTP status below 500 and what to tell it.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,7 +58,7 @@ pub enum Answer {
     Rerank(rerank::Ranking),
     Classify(Classes),
     ZeroShot(classify::ZeroShot),
-    Chat,
+    Chat(Option<tools::Calling>),
     Completions,
     Transcription(audio::Shape),
 }
@@ -111,11 +113,26 @@ impl Stamp<'_> {
     fn usage(&self) -> Usage {
         Usage { prompt_tokens: self.prompt_tokens, completion_tokens: None, total_tokens: self.prompt_tokens }
     }
+
+    /// Of texts.
+    pub fn generated(&self, outputs: &[Output]) -> Usage {
+        let completion_tokens: u64 = outputs.iter().map(Output::completion_tokens).sum();
+        Usage {
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens: Some(completion_tokens),
+            total_tokens: self.prompt_tokens + completion_tokens,
+        }
+    }
 }
 
 impl Reject {
     pub fn invalid(code: &str, param: impl Into<Option<String>>, message: impl Into<String>) -> Self {
         ErrorObject::invalid(code, param, message).into()
+    }
+
+    fn unsupported(field: &str, message: impl std::fmt::Display) -> Self {
+        let param = format!("body.{field}");
+        Self::invalid("unsupported_value", param.clone(), format!("{param}: {message}"))
     }
 
     fn value(param: &str, message: impl std::fmt::Display) -> Self {
@@ -160,7 +177,7 @@ impl Answer {
             Self::Rerank(ranking) => rerank::body(ranking, outputs, stamp),
             Self::Classify(classes) => classify::body(classes, outputs, stamp),
             Self::ZeroShot(zero_shot) => classify::zero_shot_body(zero_shot, outputs, stamp),
-            Self::Chat => completions::chat_body(outputs, stamp),
+            Self::Chat(calling) => completions::chat_body(*calling, outputs, stamp),
             Self::Completions => completions::body(outputs, stamp),
             Self::Transcription(shape) => audio::body(*shape, outputs, stamp),
         }
@@ -170,20 +187,37 @@ impl Answer {
 /// A part of an answer.
 #[derive(Clone, Copy, Debug)]
 pub struct Part<'a> {
+    /// Of the answer among those of its job.
+    pub index: usize,
+    /// As far as it has come, the parts before included.
     pub text: &'a str,
-    pub is_first: bool,
-    /// Of the last part.
-    pub end: Option<(FinishReason, Usage)>,
+    /// Bytes of the parts before.
+    pub from: usize,
+    /// Of the parts before: none where there are none.
+    pub tokens_before: &'a [u32],
+    /// Of this part's tokens, where they are wanted.
+    pub logprobs: &'a [Logprobs],
+    /// Of the answer's last part.
+    pub end: Option<FinishReason>,
+    /// Of the job's last part.
+    pub usage: Option<Usage>,
+}
+
+impl<'a> Part<'a> {
+    /// The parts before.
+    fn before(&self) -> &'a str {
+        self.text.get(..self.from).unwrap_or(self.text)
+    }
 }
 
 impl Answer {
     /// A chunk of a streamed answer. Vectors and scores have none.
-    pub fn chunk(&self, part: Part<'_>, stamp: Stamp<'_>) -> Option<Chunk> {
+    pub fn chunk(&self, part: &Part<'_>, stamp: Stamp<'_>) -> Option<Chunk> {
         match self {
             Self::Embeddings(_) | Self::Rerank(_) | Self::Classify(_) | Self::ZeroShot(_) | Self::Transcription(_) => {
                 None
             }
-            Self::Chat => Some(completions::chat_chunk(part, stamp)),
+            Self::Chat(calling) => Some(completions::chat_chunk(*calling, part, stamp)),
             Self::Completions => Some(completions::chunk(part, stamp)),
         }
     }

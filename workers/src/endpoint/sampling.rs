@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::Reject;
 use super::inputs::too_long;
+use crate::engine::grammar::in_style;
 use crate::engine::text::Text;
 use crate::engine::{Goal, Grammar, SamplingParams, Sequence};
 
@@ -69,22 +70,41 @@ pub fn sampling_params(sampling: &Sampling, job_id: &str, text: &Text) -> Result
         logit_bias: logit_bias(sampling, text)?,
         seed: sampling.seed.map_or_else(|| seed_of(job_id), |seed| seed as u64),
         stop: sampling.stop.0.clone(),
-        grammar: grammar(sampling, text)?,
         ..SamplingParams::default()
     })
 }
 
-fn grammar(sampling: &Sampling, text: &Text) -> Result<Option<Grammar>, Reject> {
-    let Some(ResponseFormat { kind, json_schema }) = &sampling.response_format else { return Ok(None) };
-    let (param, schema) = match (kind, json_schema) {
-        (ResponseFormatKind::Text, _) => return Ok(None),
-        (ResponseFormatKind::JsonObject, _) => ("body.response_format", &json!({ "type": "object" })),
-        (ResponseFormatKind::JsonSchema, Some(format)) => ("body.response_format.json_schema.schema", &format.schema),
-        (ResponseFormatKind::JsonSchema, None) => {
-            return Err(Reject::value("body.response_format.json_schema", "is missing"));
-        }
-    };
-    text.grammar(schema).map(Some).map_err(|error| Reject::value(param, error))
+/// JSON that an answer has to be.
+pub struct Format {
+    /// The field that says so.
+    param: &'static str,
+    schema: Value,
+}
+
+impl Format {
+    /// None where it may be any text.
+    pub fn new(sampling: &Sampling) -> Result<Option<Self>, Reject> {
+        let Some(ResponseFormat { kind, json_schema }) = &sampling.response_format else { return Ok(None) };
+        let (param, schema) = match (kind, json_schema) {
+            (ResponseFormatKind::Text, _) => return Ok(None),
+            (ResponseFormatKind::JsonObject, _) => ("body.response_format", &json!({ "type": "object" })),
+            (ResponseFormatKind::JsonSchema, Some(format)) => {
+                ("body.response_format.json_schema.schema", &format.schema)
+            }
+            (ResponseFormatKind::JsonSchema, None) => {
+                return Err(Reject::value("body.response_format.json_schema", "is missing"));
+            }
+        };
+        Ok(Some(Self { param, schema: in_style(schema, false) }))
+    }
+
+    pub fn schema(&self) -> &Value {
+        &self.schema
+    }
+
+    pub fn grammar(&self, text: &Text) -> Result<Grammar, Reject> {
+        text.grammar(&self.schema).map_err(|error| Reject::value(self.param, error))
+    }
 }
 
 fn logit_bias(sampling: &Sampling, text: &Text) -> Result<Vec<(u32, f32)>, Reject> {
@@ -157,8 +177,6 @@ fn in_range(
 pub fn refuse_unsupported(body: &Value) -> Result<(), Reject> {
     // Each with the value that asks for nothing.
     let fields = [
-        ("tools", json!([])),
-        ("tool_choice", json!("none")),
         ("functions", json!([])),
         ("function_call", json!("none")),
         ("modalities", json!(["text"])),
@@ -187,7 +205,7 @@ pub fn refuse_unsupported(body: &Value) -> Result<(), Reject> {
             Value::Null => {}
             Value::Number(number) if number.as_f64().is_some() && number.as_f64() == harmless.as_f64() => {}
             value if *value == harmless => {}
-            value => return Err(unsupported(field, format!("{value} is not supported; leave it out"))),
+            value => return Err(Reject::unsupported(field, format!("{value} is not supported; leave it out"))),
         }
     }
     Ok(())
@@ -196,24 +214,10 @@ pub fn refuse_unsupported(body: &Value) -> Result<(), Reject> {
 pub fn refuse_best_of(best_of: Option<u64>, n: Option<u64>) -> Result<(), Reject> {
     match best_of {
         Some(count) if count != n.unwrap_or(1) => {
-            Err(unsupported("best_of", format!("{count} is not supported; leave it out")))
+            Err(Reject::unsupported("best_of", format!("{count} is not supported; leave it out")))
         }
         _ => Ok(()),
     }
-}
-
-/// The stream of a job is one text.
-pub fn refuse_in_chunks(sequences: usize, logprobs: bool) -> Result<(), Reject> {
-    match (sequences, logprobs) {
-        (1, false) => Ok(()),
-        (1, true) => Err(unsupported("logprobs", "cannot be streamed; leave out one of the two")),
-        _ => Err(unsupported("stream", format!("{sequences} answers cannot be streamed; ask for one"))),
-    }
-}
-
-fn unsupported(field: &str, message: impl std::fmt::Display) -> Reject {
-    let param = format!("body.{field}");
-    Reject::invalid("unsupported_value", param.clone(), format!("{param}: {message}"))
 }
 
 /// FNV-1a: stable over versions and machines, which the standard library's hasher does not promise.

@@ -19,7 +19,7 @@ use super::batches::Batches;
 use super::queue::Queue;
 use super::relay::{Answered, Ends};
 use super::thread::{Done, EngineError, Request, Steps};
-use super::{Engine, Output, Sequence, SequenceId};
+use super::{Engine, Made, Output, Sequence, SequenceId};
 
 /// A job that was handed over and is not answered.
 struct Job {
@@ -199,7 +199,7 @@ impl Driver {
         if let Some(traced) = traced {
             self.batches.note(traced, began, moved_on);
         }
-        self.tell(&made);
+        self.tell(made);
         finished.into_iter().for_each(|(id, output)| self.deliver(id, output));
         Ok(())
     }
@@ -211,15 +211,15 @@ impl Driver {
     }
 
     /// Notes tokens with their jobs and tells those who follow them.
-    fn tell(&mut self, made: &[(SequenceId, u32)]) {
+    fn tell(&mut self, made: Vec<Made>) {
         let now = Instant::now();
-        for &(id, token) in made {
+        for Made { id, token, logprobs } in made {
             let Some((first, job)) = owner(&mut self.jobs, id) else { continue };
             job.first_token.get_or_insert(now);
             let index = usize::try_from(id.0 - first).expect("a job's sequences fit in memory");
             // The engine has let go of it, or copies it once.
             Arc::make_mut(&mut job.request.sequences[index]).made.push(token);
-            job.request.followed.send_modify(|followed| followed.push(index, token));
+            job.request.followed.send_modify(|followed| followed.push(index, token, logprobs));
         }
     }
 

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use schemas::registry::EchoCost;
 
-use super::{Engine, FinishReason, Goal, Logprobs, Output, SamplingParams, Sequence, SequenceId, StepError, fault};
+use super::{
+    Engine, FinishReason, Goal, Logprobs, Made, Output, SamplingParams, Sequence, SequenceId, StepError, fault,
+};
 
 /// Of the vectors it makes.
 pub const DIMENSIONS: usize = 8;
@@ -19,7 +21,7 @@ pub struct Echo {
     batch: usize,
     cost: EchoCost,
     waiting: VecDeque<Waiting>,
-    made: Vec<(SequenceId, u32)>,
+    made: Vec<Made>,
     finished: Vec<(SequenceId, Output)>,
 }
 
@@ -40,11 +42,14 @@ impl Echo {
     /// Makes the next tokens of a text, and says whether they were its last.
     fn advance(&mut self, waiting: &mut Waiting) -> Option<Output> {
         let output = answer(&waiting.sequence);
-        let Output::Completion { completion_tokens, .. } = output else { return Some(output) };
+        let Output::Completion { completion_tokens, logprobs, .. } = &output else { return Some(output) };
+        let completion_tokens = *completion_tokens;
         let from = waiting.made.min(completion_tokens);
         waiting.made = completion_tokens.min(from.saturating_add(self.cost.step_tokens));
         let made = &waiting.sequence.tokens[from..waiting.made];
-        self.made.extend(made.iter().map(|&token| (waiting.id, token)));
+        let all = made.iter().zip(from..);
+        let id = waiting.id;
+        self.made.extend(all.map(|(&token, place)| Made { id, token, logprobs: logprobs.get(place).cloned() }));
         (waiting.made == completion_tokens).then_some(output)
     }
 }
@@ -81,7 +86,7 @@ impl Engine for Echo {
         Ok(())
     }
 
-    fn made(&mut self) -> Vec<(SequenceId, u32)> {
+    fn made(&mut self) -> Vec<Made> {
         std::mem::take(&mut self.made)
     }
 
@@ -91,7 +96,7 @@ impl Engine for Echo {
 
     fn remove(&mut self, id: SequenceId) {
         self.waiting.retain(|waiting| waiting.id != id);
-        self.made.retain(|(made, _)| *made != id);
+        self.made.retain(|made| made.id != id);
         self.finished.retain(|(finished, _)| *finished != id);
     }
 
@@ -192,7 +197,7 @@ mod tests {
             let mut tokens = whole[..made].to_vec();
             while !echo.is_idle() {
                 echo.step().unwrap();
-                tokens.extend(echo.made().into_iter().map(|(_, token)| token));
+                tokens.extend(echo.made().into_iter().map(|made| made.token));
             }
             assert_eq!(tokens, whole);
             assert!(matches!(echo.finished()[0].1, Output::Completion { completion_tokens: 5, .. }));

@@ -39,20 +39,37 @@ impl Grammars {
         Ok(Self(factory))
     }
 
-    /// JSON of that schema. It is written without needless spaces, so that a model cannot go on with spaces for ever.
+    /// JSON of that schema.
     pub fn json(&self, schema: &Value) -> Result<Grammar, String> {
-        let mut schema = schema.clone();
-        if let Some(fields) = schema.as_object_mut() {
-            let style = json!({ "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": " });
-            fields.insert("x-guidance".to_owned(), style);
-        }
-        let source: Arc<str> = schema.to_string().into();
-        let matcher = Matcher::new(self.0.create_parser(TopLevelGrammar::from_json_schema(schema)));
+        self.made(schema.to_string().into(), TopLevelGrammar::from_json_schema(schema.clone()))
+    }
+
+    /// Of llguidance's variant of Lark.
+    pub fn lark(&self, source: String) -> Result<Grammar, String> {
+        self.made(source.as_str().into(), TopLevelGrammar::from_lark(source))
+    }
+
+    fn made(&self, source: Arc<str>, grammar: TopLevelGrammar) -> Result<Grammar, String> {
+        let matcher = Matcher::new(self.0.create_parser(grammar));
         match matcher.get_error() {
             Some(error) => Err(error),
             None => Ok(Grammar { source, start: Arc::new(Mutex::new(matcher)) }),
         }
     }
+}
+
+/// A schema whose JSON is written without needless spaces, so that a model cannot go on with spaces for ever. A lenient one
+/// may say what cannot be held to.
+pub fn in_style(schema: &Value, is_lenient: bool) -> Value {
+    let mut schema = schema.clone();
+    if let Some(fields) = schema.as_object_mut() {
+        let (item, key) = (", ", ": ");
+        let style = json!({
+            "whitespace_flexible": false, "item_separator": item, "key_separator": key, "lenient": is_lenient,
+        });
+        fields.insert("x-guidance".to_owned(), style);
+    }
+    schema
 }
 
 impl Grammar {

@@ -6,6 +6,7 @@
 
 mod activate;
 mod batches;
+pub mod calls;
 mod classes;
 pub mod clip;
 pub mod decoder;
@@ -14,7 +15,7 @@ pub mod echo;
 pub mod encoder;
 mod fault;
 mod gguf;
-mod grammar;
+pub mod grammar;
 mod layers;
 pub mod load;
 mod model_config;
@@ -186,6 +187,15 @@ pub struct Logprobs {
     pub top: Vec<(u32, f32)>,
 }
 
+/// A token that was generated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Made {
+    pub id: SequenceId,
+    pub token: u32,
+    /// Where they are wanted.
+    pub logprobs: Option<Logprobs>,
+}
+
 /// What an engine made of a sequence.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Output {
@@ -247,6 +257,14 @@ impl Output {
             Self::Embedding(_) | Self::Completion { .. } | Self::Transcript(_) => unreachable!("{OTHER_OUTPUT}"),
         }
     }
+
+    /// Tokens generated, of a text.
+    pub fn completion_tokens(&self) -> u64 {
+        match self {
+            Self::Completion { completion_tokens, .. } => *completion_tokens as u64,
+            Self::Embedding(_) | Self::Scores(_) | Self::Transcript(_) => 0,
+        }
+    }
 }
 
 /// Of a goal and its output.
@@ -277,7 +295,7 @@ pub trait Engine {
     /// Advances what is inside. Does nothing when nothing is.
     fn step(&mut self) -> Result<(), StepError>;
     /// Hands over the tokens that were generated since the last call, in their order.
-    fn made(&mut self) -> Vec<(SequenceId, u32)> {
+    fn made(&mut self) -> Vec<Made> {
         Vec::new()
     }
     /// Hands over what has finished since the last call.

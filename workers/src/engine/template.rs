@@ -1,8 +1,14 @@
 //! Chat templates: Jinja that comes with the model, rendered by `minijinja` with a limit on its work.
 
+use std::io;
+
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
+use minijinja::value::{Kwargs, Serde};
 use minijinja::{Environment, Error, ErrorKind, Value, context};
+use serde::Serialize;
+use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter};
+
+use super::calls::{self, CallStyle};
 
 /// Instructions a template may execute: thousands of times more than any known one needs.
 const FUEL: u64 = 2_000_000;
@@ -14,6 +20,8 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     begin: String,
     end: String,
+    knows_tools: bool,
+    call_style: Option<CallStyle>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -30,20 +38,75 @@ impl ChatTemplate {
         environment.set_fuel(Some(FUEL));
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise);
+        // The one that comes with minijinja writes JSON for web pages.
+        environment.add_filter("tojson", to_json);
         environment.add_template_owned(NAME, source.to_owned()).map_err(refused)?;
-        Ok(Self { environment, begin: begin.to_owned(), end: end.to_owned() })
+        let (knows_tools, call_style) = (calls::speaks_of_tools(source), CallStyle::of(source));
+        Ok(Self { environment, begin: begin.to_owned(), end: end.to_owned(), knows_tools, call_style })
+    }
+
+    /// How the model calls tools, where that is known.
+    pub fn call_style(&self) -> Option<CallStyle> {
+        self.call_style
     }
 
     /// The text of a chat, up to where the assistant's answer begins.
-    pub fn render(&self, messages: &serde_json::Value) -> Result<String, TemplateError> {
+    pub fn render(&self, messages: &[serde_json::Value], tools: &[serde_json::Value]) -> Result<String, TemplateError> {
         let template = self.environment.get_template(NAME).map_err(refused)?;
+        let (messages, tools) = match self.knows_tools {
+            true => (messages.to_vec(), Some(tools).filter(|tools| !tools.is_empty())),
+            false => (calls::in_plain_words(messages, tools), None),
+        };
         let values = context! {
             messages => Value::from(Serde(messages)),
+            tools => tools.map(|tools| Value::from(Serde(tools))),
+            documents => (),
             add_generation_prompt => true,
             bos_token => self.begin.as_str(),
             eos_token => self.end.as_str(),
         };
         template.render(values).map_err(refused)
+    }
+}
+
+/// JSON as Python's `json.dumps` writes it and models have read it.
+pub fn spaced_json(value: &impl Serialize) -> serde_json::Result<String> {
+    write_json(value, Spaced(CompactFormatter))
+}
+
+fn to_json(value: Value, options: Kwargs) -> Result<String, Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    // Python's other options make no difference here.
+    let _: (Option<Value>, Option<Value>, Option<Value>) =
+        (options.get("ensure_ascii")?, options.get("separators")?, options.get("sort_keys")?);
+    options.assert_all_used()?;
+    let written = match indent {
+        Some(indent) => write_json(&value, PrettyFormatter::with_indent(" ".repeat(indent).as_bytes())),
+        None => spaced_json(&value),
+    };
+    written.map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))
+}
+
+fn write_json(value: &impl Serialize, formatter: impl Formatter) -> serde_json::Result<String> {
+    let mut text = Vec::new();
+    value.serialize(&mut serde_json::Serializer::with_formatter(&mut text, formatter))?;
+    Ok(String::from_utf8(text).expect("serde_json writes UTF-8"))
+}
+
+/// With a space after each comma and colon.
+struct Spaced(CompactFormatter);
+
+impl Formatter for Spaced {
+    fn begin_array_value<W: io::Write + ?Sized>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: io::Write + ?Sized>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
+        writer.write_all(b": ")
     }
 }
 
@@ -65,16 +128,29 @@ mod tests {
     fn a_chat_ends_where_the_answer_begins() {
         let source = "{% for m in messages %}<{{ m['role'] }}>{{ m.content.strip() }}{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
         let template = ChatTemplate::new(source, "", "</s>").unwrap();
-        let text = template.render(&json!([{"role": "user", "content": " hi "}])).unwrap();
+        let text = template.render(&[json!({"role": "user", "content": " hi "})], &[]).unwrap();
         assert_eq!(text, "<user>hi</s>\n<assistant>");
+    }
+
+    #[test]
+    fn tools_are_written_as_python_does() {
+        let template = ChatTemplate::new(
+            "{% if tools is not none %}{{ tools | tojson }}{{ tools[0]['n'] | tojson(indent=1) }}{% endif %}",
+            "",
+            "",
+        );
+        let template = template.unwrap();
+        assert_eq!(template.render(&[], &[]).unwrap(), "");
+        let text = template.render(&[], &[json!({"n": ["<é>", 1.5, {}], "o": null})]).unwrap();
+        assert_eq!(text, "[{\"n\": [\"<é>\", 1.5, {}], \"o\": null}][\n \"<é>\",\n 1.5,\n {}\n]");
     }
 
     #[test]
     fn a_template_can_refuse_and_cannot_run_for_ever() {
         let refusing = ChatTemplate::new("{{ raise_exception('no system role') }}", "", "").unwrap();
-        assert!(refusing.render(&json!([])).unwrap_err().to_string().contains("no system role"));
+        assert!(refusing.render(&[], &[]).unwrap_err().to_string().contains("no system role"));
         let endless =
             ChatTemplate::new("{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}", "", "");
-        assert!(endless.unwrap().render(&json!([])).is_err());
+        assert!(endless.unwrap().render(&[], &[]).is_err());
     }
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use serde_json::Value;
 use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationDirection};
 
+use super::calls::CallStyle;
 use super::classes::{Classes, Scale};
 use super::clip::sight::Sight;
 use super::grammar::{Grammar, Grammars};
@@ -188,15 +189,24 @@ impl Text {
         Ok(tokens)
     }
 
-    /// The tokens of a chat, up to where the answer begins. `messages` is an array of `{role, content}`.
-    pub fn encode_chat(&self, messages: &Value) -> Result<Vec<u32>, TextError> {
+    /// The tokens of a chat, up to where the answer begins. Messages and tools are what chat templates know.
+    pub fn encode_chat(&self, messages: &[Value], tools: &[Value]) -> Result<Vec<u32>, TextError> {
         match (&self.template, &self.vocabulary) {
-            (Some(template), _) => self.tokens(&template.render(messages)?, false),
+            (Some(template), _) => self.tokens(&template.render(messages, tools)?, false),
             (None, Vocabulary::Bytes) => {
-                let content = messages.as_array().and_then(|all| all.last()).and_then(|last| last["content"].as_str());
+                let content = messages.last().and_then(|last| last["content"].as_str());
                 self.tokens(content.unwrap_or_default(), false)
             }
             (None, Vocabulary::HuggingFace(..)) => Err(TextError::NoTemplate),
+        }
+    }
+
+    /// How the model calls tools. The error says why it cannot.
+    pub fn call_style(&self) -> Result<CallStyle, &'static str> {
+        match &self.template {
+            Some(template) => template.call_style().ok_or("this model calls tools in a way that is not known here"),
+            // Nothing is rendered without one; the echo engine writes what it reads.
+            None => Ok(CallStyle::Tagged),
         }
     }
 
@@ -288,8 +298,17 @@ impl Text {
 
     /// What answers look like that are JSON of this schema. An error says what is wrong with the schema.
     pub fn grammar(&self, schema: &Value) -> Result<Grammar, String> {
+        self.grammars()?.json(schema)
+    }
+
+    /// The same of answers that follow a grammar in the words of llguidance's Lark.
+    pub fn lark(&self, source: String) -> Result<Grammar, String> {
+        self.grammars()?.lark(source)
+    }
+
+    fn grammars(&self) -> Result<&Grammars, String> {
         let Some(end) = self.end else { return Err("this model cannot be held to a format".to_owned()) };
-        self.grammars.get_or_init(|| Grammars::new(self, end)).as_ref().map_err(Clone::clone)?.json(schema)
+        self.grammars.get_or_init(|| Grammars::new(self, end)).as_ref().map_err(Clone::clone)
     }
 
     /// The bytes that a token stands for.
@@ -356,7 +375,7 @@ mod tests {
     #[test]
     fn the_echo_chat_is_its_last_message() {
         let text = Text::bytes(100, 8);
-        let messages = json!([{"role": "system", "content": "x"}, {"role": "user", "content": "hi"}]);
-        assert_eq!(text.encode_chat(&messages).unwrap(), text.encode("hi").unwrap());
+        let messages = [json!({"role": "system", "content": "x"}), json!({"role": "user", "content": "hi"})];
+        assert_eq!(text.encode_chat(&messages, &[]).unwrap(), text.encode("hi").unwrap());
     }
 }

@@ -17,7 +17,7 @@ use super::driver::Driver;
 use super::queue::Place;
 use super::relay;
 pub use super::relay::Linger;
-use super::{Engine, Output, Sequence};
+use super::{Engine, Logprobs, Output, Sequence};
 
 /// Hands jobs to the engine's thread. The thread ends when the last handle is dropped.
 #[derive(Clone, Debug)]
@@ -39,14 +39,21 @@ pub struct Work {
 }
 
 /// How far a generation is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Followed {
     /// Whether any of it has been in a step: a job that has not was not tried.
     pub has_begun: bool,
-    /// Tokens of the first sequence since the job was handed over.
-    pub tokens: Vec<u32>,
+    /// Of each sequence that has generated any, what it has since the job was handed over.
+    pub answers: Vec<Generated>,
     /// Tokens of all sequences since then.
     pub total: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Generated {
+    pub tokens: Vec<u32>,
+    /// Of the tokens, where they are wanted.
+    pub logprobs: Vec<Logprobs>,
 }
 
 /// What became of a job.
@@ -221,11 +228,14 @@ impl EngineHandle {
 }
 
 impl Followed {
-    pub(super) fn push(&mut self, index: usize, token: u32) {
+    pub(super) fn push(&mut self, index: usize, token: u32, logprobs: Option<Logprobs>) {
         self.total += 1;
-        if index == 0 {
-            self.tokens.push(token);
+        if index >= self.answers.len() {
+            self.answers.resize_with(index + 1, Generated::default);
         }
+        let answer = &mut self.answers[index];
+        answer.tokens.push(token);
+        answer.logprobs.extend(logprobs);
     }
 }
 

@@ -32,7 +32,7 @@ use self::files::Files;
 use self::running::Running;
 use super::sampling::log_probability;
 use super::text::Text;
-use super::{Engine, LoadError, Output, Sequence, SequenceId, StepError};
+use super::{Engine, LoadError, Made, Output, Sequence, SequenceId, StepError};
 
 /// Prompt tokens computed in one step, so that a long prompt does not hold up the others for long.
 const STEP_TOKENS_MAX: usize = 512;
@@ -47,7 +47,7 @@ pub struct Decoder {
     waiting: VecDeque<(SequenceId, Arc<Sequence>)>,
     /// In the order in which they came.
     running: Vec<Running>,
-    made: Vec<(SequenceId, u32)>,
+    made: Vec<Made>,
     finished: Vec<(SequenceId, Output)>,
 }
 
@@ -219,7 +219,7 @@ impl Engine for Decoder {
             if output.is_none() {
                 output = match running.draw(logits) {
                     Some(token) => {
-                        self.made.push((running.id, token));
+                        self.made.push(Made { id: running.id, token, logprobs: running.last_logprobs() });
                         running.output(&self.ends, &self.text)
                     }
                     None => Some(running.cut(&self.text)),
@@ -235,7 +235,7 @@ impl Engine for Decoder {
         Ok(())
     }
 
-    fn made(&mut self) -> Vec<(SequenceId, u32)> {
+    fn made(&mut self) -> Vec<Made> {
         std::mem::take(&mut self.made)
     }
 
@@ -245,7 +245,7 @@ impl Engine for Decoder {
 
     fn remove(&mut self, id: SequenceId) {
         self.waiting.retain(|(waiting, _)| *waiting != id);
-        self.made.retain(|(made, _)| *made != id);
+        self.made.retain(|made| made.id != id);
         self.end(id);
         self.finished.retain(|(finished, _)| *finished != id);
     }

@@ -120,6 +120,11 @@ impl Running {
         Some(token)
     }
 
+    /// Of the token that was drawn last, where they are wanted.
+    pub fn last_logprobs(&self) -> Option<Logprobs> {
+        self.logprobs.last().cloned()
+    }
+
     fn remember(&mut self, logits: &[f32], token: u32) {
         if let Some(count) = self.params.logprobs {
             self.logprobs.push(logprobs(logits, token, count));

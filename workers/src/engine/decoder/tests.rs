@@ -127,7 +127,7 @@ fn logprobs_are_the_same_for_a_text_that_is_taken_over() {
 /// The tokens that are made of one sequence, and its output.
 fn run_whole(decoder: &mut Decoder, sequence: &Sequence) -> (Vec<u32>, Output) {
     let output = run(decoder, std::slice::from_ref(sequence)).remove(0);
-    (decoder.made().into_iter().map(|(_, token)| token).collect(), output)
+    (decoder.made().into_iter().map(|made| made.token).collect(), output)
 }
 
 fn letters(output: &Output) -> &str {
@@ -230,7 +230,7 @@ fn a_text_that_is_taken_over_ends_as_it_would_have() {
             let mut output = None;
             while output.is_none() {
                 decoder.step().unwrap();
-                again.extend(decoder.made().into_iter().map(|(_, token)| token));
+                again.extend(decoder.made().into_iter().map(|made| made.token));
                 output = decoder.finished().pop();
             }
             assert_eq!((again, output.unwrap().1), (tokens.clone(), expected.clone()), "after {made} tokens");

@@ -31,7 +31,7 @@ use super::decoder::blocks::Blocks;
 use super::decoder::cpu::Cpu;
 use super::decoder::executor::{Input, Memory};
 use super::text::{Listening, Text};
-use super::{Engine, Goal, LoadError, Output, Sequence, SequenceId, StepError, Word};
+use super::{Engine, Goal, LoadError, Made, Output, Sequence, SequenceId, StepError, Word};
 
 pub struct Speech {
     encoder: Encoder,
@@ -44,7 +44,7 @@ pub struct Speech {
     batch: usize,
     waiting: VecDeque<(SequenceId, Arc<Sequence>)>,
     running: Vec<Running>,
-    made: Vec<(SequenceId, u32)>,
+    made: Vec<Made>,
     finished: Vec<(SequenceId, Output)>,
 }
 
@@ -200,7 +200,7 @@ impl Speech {
                 }
                 Some(window) => {
                     let (token, answer) = window.advance(own, vocabulary, text);
-                    made.push((file.id, token));
+                    made.push(Made { id: file.id, token, logprobs: None });
                     answers.extend(answer.map(|answer| (index, answer)));
                 }
             }
@@ -280,7 +280,7 @@ impl Engine for Speech {
         Ok(())
     }
 
-    fn made(&mut self) -> Vec<(SequenceId, u32)> {
+    fn made(&mut self) -> Vec<Made> {
         std::mem::take(&mut self.made)
     }
 
@@ -290,7 +290,7 @@ impl Engine for Speech {
 
     fn remove(&mut self, id: SequenceId) {
         self.waiting.retain(|(waiting, _)| *waiting != id);
-        self.made.retain(|(made, _)| *made != id);
+        self.made.retain(|made| made.id != id);
         self.finished.retain(|(finished, _)| *finished != id);
         if let Some(index) = self.running.iter().position(|running| running.file.id == id)
             && let Stage::Write(writing) = self.running.remove(index).stage

@@ -99,7 +99,7 @@ async fn a_generation_that_was_interrupted_by_a_bad_neighbour_makes_no_token_twi
     started.wait_for(|followed| followed.total > 3).await.unwrap();
     assert!(handle.run(say("!panic!")).await.is_err());
     assert!(running.await.unwrap().is_ok());
-    let made: String = followed.borrow().tokens.iter().map(|&token| char::from(token as u8)).collect();
+    let made: String = followed.borrow().answers[0].tokens.iter().map(|&token| char::from(token as u8)).collect();
     assert_eq!(made, text);
 }
 
