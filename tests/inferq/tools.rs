@@ -3,6 +3,7 @@
 
 use schemas::chunk::Chunk;
 use schemas::codec::Encoding;
+use schemas::completions::TokenLogprob;
 use schemas::tools::{FunctionCall, ToolCall, ToolCallDelta};
 use serde_json::{Value, json};
 
@@ -40,7 +41,7 @@ async fn answer(deployment: &Deployment, body: &Value) -> (String, Value) {
 struct Told {
     content: String,
     calls: Vec<ToolCall>,
-    logprobs: Vec<Value>,
+    logprobs: Vec<TokenLogprob>,
     finish_reason: Option<String>,
 }
 
@@ -65,7 +66,7 @@ impl Told {
             }
         }
         let logprobs = choice.logprobs.iter().flat_map(|logprobs| &logprobs.content);
-        self.logprobs.extend(logprobs.map(|one| serde_json::to_value(one).unwrap()));
+        self.logprobs.extend(logprobs.cloned());
         self.finish_reason.clone_from(&choice.finish_reason);
     }
 }
@@ -85,7 +86,10 @@ async fn told(deployment: &Deployment, id: &str, body: &Value) -> Vec<Told> {
         let calls: Vec<ToolCall> = serde_json::from_value(message["tool_calls"].clone()).unwrap_or_default();
         assert_eq!(told.calls, calls);
         assert_eq!(told.finish_reason.as_deref(), choice["finish_reason"].as_str());
-        assert_eq!(told.logprobs, choice["logprobs"]["content"].as_array().cloned().unwrap_or_default());
+        assert_eq!(
+            told.logprobs,
+            serde_json::from_value::<Vec<_>>(choice["logprobs"]["content"].clone()).unwrap_or_default()
+        );
     }
     told
 }

