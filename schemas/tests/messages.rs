@@ -13,6 +13,7 @@ use schemas::log::LogMessage;
 use schemas::provenance::{CacheUse, Provenance};
 use schemas::rerank::{RerankRequest, RerankResponse};
 use schemas::result::{ErrorBody, JobResult, NoResponseCode};
+use schemas::tools::{ToolChoice, ToolMode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -90,6 +91,8 @@ fn a_job_for_chat_is_read() {
 
 #[test]
 fn a_job_for_completions_is_read() {
+    let tools: ChatCompletionRequest = decode_body(&read_job("job.tools", Endpoint::ChatCompletions).body).unwrap();
+    assert_eq!(tools.tool_choice, Some(ToolChoice::Mode(ToolMode::Required)));
     let job = read_job("job.completions", Endpoint::Completions);
     let request: CompletionRequest = decode_body(&job.body).unwrap();
     assert_eq!(request.prompt.prompts().len(), 1);
@@ -108,6 +111,8 @@ fn results_are_read() {
     assert_eq!(classified.data[1].label, "bad");
     let chat: ChatCompletionResponse = read_result("result.chat", 200);
     assert_eq!(chat.choices[0].finish_reason, "stop");
+    let called: ChatCompletionResponse = read_result("result.tools", 200);
+    assert_eq!(called.choices[0].message.tool_calls[0].function.name, "forecast");
     let completion: CompletionResponse = read_result("result.completions", 200);
     assert_eq!(completion.usage.total_tokens, 10);
 }

@@ -104,7 +104,7 @@ fn the_messages_of_the_readme_are_the_golden_ones() {
     let golden: Vec<String> = std::fs::read_dir(folder).unwrap().map(read).collect();
     let readme = readme();
     let shown: Vec<&str> = readme.split("```json\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-    assert_eq!(shown.len(), 5);
+    assert_eq!(shown.len(), 6);
     for block in shown {
         assert!(golden.iter().any(|message| message.trim() == block.trim()), "{block}");
     }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use schemas::job::Job;
 use schemas::registry::{Model, Registry};
 use serde_json::{Value, json};
-use workers::endpoint::{self, Plan, Stamp};
+use time::OffsetDateTime;
+use workers::endpoint::{self, Known, Plan, Stamp};
 use workers::engine::{Loaded, SequenceId, load};
 
 fn folder(family: &str) -> PathBuf {
@@ -25,7 +26,7 @@ fn model(lines: &str) -> Model {
 fn prepare(url: &str, mut body: Value, model: &Model, loaded: &Loaded) -> Plan {
     body["model"] = json!("m");
     let job: Job = serde_json::from_value(json!({ "url": url, "body": body })).unwrap();
-    endpoint::prepare(&job, "id", model, &loaded.text).unwrap()
+    endpoint::prepare(&job, Known { job_id: "id", published: OffsetDateTime::UNIX_EPOCH }, model, &loaded.text).unwrap()
 }
 
 fn answer(url: &str, body: Value, family: &str, lines: &str) -> Value {

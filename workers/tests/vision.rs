@@ -8,7 +8,8 @@ use base64::engine::general_purpose::STANDARD;
 use schemas::codec::Encoding;
 use schemas::registry::{Model, Registry};
 use serde_json::{Value, json};
-use workers::endpoint::{Stamp, prepare};
+use time::OffsetDateTime;
+use workers::endpoint::{Known, Stamp, prepare};
 use workers::engine::{Loaded, SequenceId, load};
 use workers::picture;
 
@@ -37,7 +38,8 @@ fn read(name: &str, task: &str, dtype: &str) -> (Model, Loaded) {
 fn answer((model, loaded): &mut (Model, Loaded), url: &str, mut body: Value) -> Result<Value, Value> {
     body["model"] = json!("m");
     let job = Encoding::Json.decode(json!({ "url": url, "body": body }).to_string().as_bytes()).unwrap();
-    let plan = prepare(&job, "job", model, &loaded.text).map_err(|reject| json!(reject.error))?;
+    let plan = prepare(&job, Known { job_id: "job", published: OffsetDateTime::now_utc() }, model, &loaded.text)
+        .map_err(|reject| json!(reject.error))?;
     for (id, sequence) in (0..).zip(&plan.sequences) {
         loaded.engine.add(SequenceId(id), Arc::new(sequence.clone()));
     }

@@ -92,7 +92,11 @@ impl Asked {
             }
         };
         let key = idempotency_key(headers)?;
-        let fingerprint = key.is_some().then(|| message_id(&[job.url.as_bytes(), job.body.to_string().as_bytes()]));
+        let fingerprint = key.is_some().then(|| {
+            let mut body = job.body.clone();
+            body.sort_all_objects();
+            message_id(&[job.url.as_bytes(), body.to_string().as_bytes()])
+        });
         if job.custom_id.is_none() {
             // It comes back with the result.
             job.custom_id.clone_from(&fingerprint);

@@ -13,7 +13,7 @@ use schemas::job::{Endpoint, Job};
 use schemas::log::{LogEvent, LogRecord};
 use schemas::result::{ErrorObject, JobResult};
 use schemas::subject::JobId;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Gateway;
 use super::asked::{Asked, Body, read_json};
@@ -50,20 +50,47 @@ pub struct JobObject {
     result: Option<JobResult>,
 }
 
+/// What a request for a job may say beside the job.
+#[derive(Debug, Deserialize, JsonSchema)]
+struct Notice {
+    /// Where its end is told.
+    #[serde(default)]
+    webhook_url: Option<String>,
+}
+
+/// What is asked of `/v1/jobs`.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "only its schema is used: the two are read from one body")]
+pub struct JobRequest {
+    #[schemars(flatten)]
+    job: Job,
+    #[schemars(flatten)]
+    notice: Notice,
+}
+
 pub async fn create(
     State(gateway): State<Arc<Gateway>>,
     caller: Caller,
     headers: HeaderMap,
     Body(body): Body,
 ) -> ApiResult<Response> {
-    let job: Job = read_json(&body)?;
+    let (job, Notice { webhook_url }): (Job, Notice) = (read_json(&body)?, read_json(&body)?);
     if Endpoint::from_url(&job.url).is_none() {
         let known = Endpoint::ALL.map(Endpoint::url).join(", ");
         return Err(ApiError::invalid("invalid_value", "url", format!("{:?} is none of {known}", job.url)));
     }
     let asked = Asked::of_job(job, &headers, &caller)?;
-    gateway.send(&asked, &caller).await?;
     let address = &asked.submission.address;
+    let is_hooked = match &webhook_url {
+        Some(url) => gateway.hook(&caller.token, &address.job_id, url).await?,
+        None => false,
+    };
+    if let Err(error) = gateway.send(&asked, &caller).await {
+        if is_hooked {
+            gateway.unhook(&caller.token, &address.job_id).await;
+        }
+        return Err(error);
+    }
     let job = JobObject {
         id: address.job_id.to_string(),
         object: "job",
@@ -193,7 +220,7 @@ impl Gateway {
 }
 
 /// How an answered job ended.
-fn status(result: &JobResult) -> &'static str {
+pub fn status(result: &JobResult) -> &'static str {
     match (result.is_success(), result.status_code()) {
         (true, _) => "completed",
         (false, 499) => "cancelled",

@@ -13,6 +13,7 @@ mod error;
 mod events;
 mod files;
 mod forms;
+mod hooks;
 mod jobs;
 mod leave;
 pub mod metrics;

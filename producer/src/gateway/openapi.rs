@@ -8,14 +8,13 @@ use schemas::classify::{ClassifyRequest, ClassifyResponse};
 use schemas::completions::{ChatCompletionResponse, CompletionResponse};
 use schemas::document::{ChatBody, CompletionBody};
 use schemas::embeddings::{EmbeddingRequest, EmbeddingResponse};
-use schemas::job::Job;
 use schemas::rerank::{RerankRequest, RerankResponse};
 use schemas::result::ErrorBody;
 use serde_json::{Map, Value, json};
 
 use super::batches::{BatchObject, Create};
 use super::files::FileObject;
-use super::jobs::JobObject;
+use super::jobs::{JobObject, JobRequest};
 use super::models::{ModelList, ModelObject};
 use super::pages::List;
 
@@ -222,7 +221,7 @@ fn operations(types: &mut SchemaGenerator) -> Vec<Operation> {
             "/v1/jobs",
             "jobs",
             "Sends a job that nobody waits for",
-            json_body::<Job>(t),
+            json_body::<JobRequest>(t),
             202,
             answer::<JobObject>(t),
         ),

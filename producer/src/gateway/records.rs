@@ -18,6 +18,8 @@ use serde::de::DeserializeOwned;
 pub enum Kind {
     Files,
     Batches,
+    /// Of what is to be told of jobs, by their ids.
+    Hooks,
 }
 
 /// A record and the revision that it has.
@@ -33,10 +35,14 @@ pub struct Records {
 }
 
 impl Kind {
+    /// The first part of the keys under which gateways say that they live.
+    pub const GATEWAYS: &str = "gateways";
+
     fn prefix(self) -> &'static str {
         match self {
             Self::Files => "files",
             Self::Batches => "batches",
+            Self::Hooks => "hooks",
         }
     }
 

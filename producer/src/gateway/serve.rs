@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::routes::router;
-use super::{Gateway, KeyMode, batches, control};
+use super::{Gateway, KeyMode, batches, control, hooks};
 
 /// Time for the head of a request: who sends it a byte at a time holds up nobody else.
 const HEAD_MAX: Duration = Duration::from_secs(20);
@@ -68,6 +68,7 @@ pub async fn serve(
         stop.graceful_shutdown(Some(grace));
     });
     tokio::spawn(batches::keep(gateway.clone()));
+    tokio::spawn(hooks::keep(gateway.clone()));
     let service = router(gateway.clone()).into_make_service();
     let task = match tls {
         None => {

@@ -1,19 +1,13 @@
 //! Batches: every line has its answer once, whoever dies meanwhile and however the batch ends.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use axum::Router;
-use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
-use axum::routing::post;
 use reqwest::multipart::{Form, Part};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
 
-use crate::support::{Deployment, Gateway, echo_registry, eventually, free_port, python, root, run};
+use crate::support::{Deployment, Gateway, echo_registry, eventually};
 
-fn input(rows: usize) -> String {
+pub fn input(rows: usize) -> String {
     let line = |row: usize| {
         let body = json!({ "model": "echo", "messages": [{ "role": "user", "content": format!("text {row}") }] });
         let line =
@@ -23,14 +17,14 @@ fn input(rows: usize) -> String {
     (0..rows).map(line).collect()
 }
 
-async fn upload(gateway: &Gateway, text: String) -> String {
+pub async fn upload(gateway: &Gateway, text: String) -> String {
     let form = Form::new().text("purpose", "batch").part("file", Part::bytes(text.into_bytes()).file_name("in.jsonl"));
     let answer = gateway.request(reqwest::Method::POST, "/v1/files").multipart(form).send().await.unwrap();
     let file = answer.json::<Value>().await.unwrap();
     file["id"].as_str().unwrap_or_else(|| panic!("{file}")).to_owned()
 }
 
-async fn create(gateway: &Gateway, file: &str, more: Value) -> String {
+pub async fn create(gateway: &Gateway, file: &str, more: Value) -> String {
     let mut body = json!({ "input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h" });
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let batch = gateway.post("/v1/batches", &body).send().await.unwrap().json::<Value>().await.unwrap();
@@ -159,45 +153,4 @@ async fn several_gateways_share_batches() {
         let batch = ended(&gateways[0], id, "completed").await;
         check_answers(&lines(&gateways[1], &batch["output_file_id"]).await, 100);
     }
-}
-
-#[tokio::test]
-async fn the_end_of_a_batch_is_told_with_a_signature() {
-    const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
-    let (deployment, _worker) = Deployment::with_worker(&echo_registry(0, "")).await;
-    let (told, mut heard) = mpsc::unbounded_channel();
-    // It is away the first time.
-    let hook =
-        async |State(told): State<mpsc::UnboundedSender<(HeaderMap, String)>>, headers: HeaderMap, body: String| {
-            static CALLS: AtomicUsize = AtomicUsize::new(0);
-            told.send((headers, body)).unwrap();
-            match CALLS.fetch_add(1, Ordering::Relaxed) {
-                0 => StatusCode::SERVICE_UNAVAILABLE,
-                _ => StatusCode::NO_CONTENT,
-            }
-        };
-    let port = free_port();
-    let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.unwrap();
-    let router = Router::new().route("/hook", post(hook)).with_state(told);
-    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-    let secret = deployment.folder.path().join("secret");
-    std::fs::write(&secret, SECRET).unwrap();
-    let (host, secret) = (format!("127.0.0.1:{port}"), secret.to_str().unwrap().to_owned());
-    let flags = ["--keys", "off", "--webhook-host", &host, "--webhook-secret-file", &secret];
-    let gateway = Gateway::start(&deployment, &flags).await;
-    let file = upload(&gateway, input(3)).await;
-    let id = create(&gateway, &file, json!({ "webhook_url": format!("http://{host}/hook") })).await;
-    let ((first, _), (headers, body)) = (heard.recv().await.unwrap(), heard.recv().await.unwrap());
-    assert_eq!(first["webhook-id"], headers["webhook-id"]);
-    let event: Value = serde_json::from_str(&body).unwrap();
-    assert_eq!((&event["type"], &event["data"]["id"]), (&json!("batch.completed"), &json!(id)));
-    // OpenAI's own client believes it.
-    let script = root().join("tests/python/webhook.py");
-    let headers: BTreeMap<&str, &str> =
-        headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
-    let headers = serde_json::to_string(&headers).unwrap();
-    let output = run(python(), &[script.to_str().unwrap(), SECRET, &headers, &body], &[]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let elsewhere = json!({ "input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "1h", "webhook_url": "http://example.com/" });
-    assert_eq!(gateway.post("/v1/batches", &elsewhere).send().await.unwrap().status(), 400);
 }

@@ -7,3 +7,4 @@ mod dashboard;
 mod keys;
 mod requests;
 mod streams;
+mod webhooks;

@@ -12,7 +12,8 @@ use base64::engine::general_purpose::STANDARD;
 use schemas::codec::Encoding;
 use schemas::registry::{Model, Registry};
 use serde_json::{Value, json};
-use workers::endpoint::{Stamp, prepare};
+use time::OffsetDateTime;
+use workers::endpoint::{Known, Stamp, prepare};
 use workers::engine::{Loaded, SequenceId, load};
 
 fn main() -> anyhow::Result<()> {
@@ -59,7 +60,7 @@ fn transcribe(loaded: &mut Loaded, model: &Model, body: &Value, files: &[String]
         let mut body = body.clone();
         (body["file"], body["filename"]) = (json!(STANDARD.encode(std::fs::read(file)?)), json!(file));
         let job = Encoding::Json.decode(&serde_json::to_vec(&json!({ "url": url, "body": body }))?)?;
-        let plan = prepare(&job, "job", model, &loaded.text);
+        let plan = prepare(&job, Known { job_id: "job", published: OffsetDateTime::now_utc() }, model, &loaded.text);
         let plan = plan.map_err(|reject| anyhow::anyhow!("{file}: {}", reject.error.message))?;
         loaded.engine.add(SequenceId(id), plan.sequences[0].clone().into());
         answers.push(plan.answer);

@@ -16,7 +16,7 @@ use crate::attempts::{self, Next};
 use crate::bodies::BodyError;
 use crate::cache::Found;
 use crate::chunks::Of;
-use crate::endpoint::{self, Plan, Reject, Stamp};
+use crate::endpoint::{self, Known, Plan, Reject, Stamp};
 use crate::engine::queue::Place;
 use crate::engine::thread::{Done, EngineError, Work};
 use crate::engine::{Goal, Output, Sequence};
@@ -100,11 +100,11 @@ impl Delivery {
         })?;
         let payload = self.payload.get_or_init(|| payload).clone();
         let station = Arc::clone(&self.station);
-        let job_id = self.job_id.clone();
+        let (job_id, published) = (self.job_id.clone(), self.received.published);
         let is_quick = payload.len() <= INLINE_BYTES_MAX && station.text.is_tokens();
         let prepare = move || {
             let mut job = read(&payload, encoding)?;
-            let plan = endpoint::prepare(&job, &job_id, &station.model, &station.text);
+            let plan = endpoint::prepare(&job, Known { job_id: &job_id, published }, &station.model, &station.text);
             Ok((job.custom_id.take(), plan))
         };
         let prepared = match is_quick {

@@ -17,7 +17,7 @@ use super::sampling::{
     sampling_params,
 };
 use super::tools::{self, Calling, Tools};
-use super::{Answer, Body, Part, Plan, Reject, Stamp, logprobs, misshapen};
+use super::{Answer, Body, Known, Part, Plan, Reject, Stamp, logprobs, misshapen};
 use crate::engine::calls::Said;
 use crate::engine::text::Text;
 use crate::engine::{FinishReason, Goal, Logprobs, OTHER_OUTPUT, Output, SamplingParams, Sequence};
@@ -25,7 +25,7 @@ use crate::engine::{FinishReason, Goal, Logprobs, OTHER_OUTPUT, Output, Sampling
 /// OpenAI's default for `/v1/completions`; chat goes on to the model's limit.
 const COMPLETION_TOKENS_DEFAULT: u64 = 16;
 
-pub fn prepare_chat(body: &Value, job_id: &str, model: &Model, text: &Text) -> Result<Plan, Reject> {
+pub fn prepare_chat(body: &Value, known: Known<'_>, model: &Model, text: &Text) -> Result<Plan, Reject> {
     let request: ChatCompletionRequest = decode_body(body).map_err(misshapen)?;
     let sampling: Sampling = decode_body(body).map_err(misshapen)?;
     refuse_unsupported(body)?;
@@ -33,7 +33,8 @@ pub fn prepare_chat(body: &Value, job_id: &str, model: &Model, text: &Text) -> R
     let messages = messages(&request.messages)?;
     let tools = Tools::new(&request, text)?;
     let told = tools.as_ref().map_or_else(Vec::new, Tools::told);
-    let tokens = text.encode_chat(&messages, &told).map_err(|error| Reject::value("body.messages", error))?;
+    let tokens =
+        text.encode_chat(&messages, &told, known.published).map_err(|error| Reject::value("body.messages", error))?;
     if tokens.is_empty() {
         return Err(Reject::invalid("empty_input", "body.messages".to_owned(), "body.messages: have no content"));
     }
@@ -47,7 +48,7 @@ pub fn prepare_chat(body: &Value, job_id: &str, model: &Model, text: &Text) -> R
         Some(tools) => tools.grammar(text, format.as_ref().map(Format::schema))?,
         None => format.map(|format| format.grammar(text)).transpose()?,
     };
-    let params = SamplingParams { logprobs, grammar, ..sampling_params(&sampling, job_id, text)? };
+    let params = SamplingParams { logprobs, grammar, ..sampling_params(&sampling, known.job_id, text)? };
     let sequence = budget.sequence(tokens, "body.messages", params)?;
     plan(vec![sequence], Answer::Chat(tools.map(|tools| tools.calling)), &sampling, model)
 }

@@ -25,6 +25,7 @@ use schemas::registry::{Model, Task};
 use schemas::rerank::RerankResponse;
 use schemas::result::{ErrorBody, ErrorObject};
 use serde::Serialize;
+use time::OffsetDateTime;
 
 use crate::engine::text::Text;
 use crate::engine::{Classes, FinishReason, Logprobs, Output, Sequence};
@@ -140,9 +141,18 @@ impl Reject {
     }
 }
 
-/// Reads a job and prepares it for the model's engine. `job_id` seeds jobs that name no seed, so that another delivery
-/// of the same job draws the same tokens.
-pub fn prepare(job: &Job, job_id: &str, model: &Model, text: &Text) -> Result<Plan, Reject> {
+/// What is known of a job beside what it says. Every delivery of it knows the same, and so draws the same tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    /// Seeds jobs that name no seed.
+    pub job_id: &'a str,
+    /// What models are told as the time.
+    pub published: OffsetDateTime,
+}
+
+/// Reads a job and prepares it for the model's engine.
+pub fn prepare(job: &Job, known: Known<'_>, model: &Model, text: &Text) -> Result<Plan, Reject> {
+    let job_id = known.job_id;
     let endpoint = endpoint_of(job, model)?;
     match job.model() {
         Some(name) if name == model.name => {}
@@ -162,7 +172,7 @@ pub fn prepare(job: &Job, job_id: &str, model: &Model, text: &Text) -> Result<Pl
         Endpoint::Embeddings => embeddings::prepare(&job.body, model, text),
         Endpoint::Rerank => rerank::prepare(&job.body, model, text),
         Endpoint::Classify => classify::prepare(&job.body, model, text),
-        Endpoint::ChatCompletions => completions::prepare_chat(&job.body, job_id, model, text),
+        Endpoint::ChatCompletions => completions::prepare_chat(&job.body, known, model, text),
         Endpoint::Completions => completions::prepare(&job.body, job_id, model, text),
         Endpoint::Transcriptions => audio::prepare(&job.body, job_id, AudioTask::Transcribe, model, text),
         Endpoint::Translations => audio::prepare(&job.body, job_id, AudioTask::Translate, model, text),

@@ -80,7 +80,7 @@ impl CallStyle {
             () if !speaks_of_tools(template) => Some(Self::Tagged),
             // Qwen3-Coder writes arguments as XML.
             () if has("<tool_call>") && !has("<function=") => Some(Self::Tagged),
-            () if has("\"parameters\": ") && has("<|start_header_id|>") => Some(Self::Bare),
+            () if has("{\"name\": function name, \"parameters\": ") => Some(Self::Bare),
             () => None,
         }
     }
@@ -290,7 +290,7 @@ mod tests {
         assert_eq!(CallStyle::of("{{ messages }}"), Some(CallStyle::Tagged));
         assert_eq!(CallStyle::of("{% if tools %}<tool_call>{% endif %}"), Some(CallStyle::Tagged));
         assert_eq!(
-            CallStyle::of("<|start_header_id|>{{ tools }}{\"name\": x, \"parameters\": y}"),
+            CallStyle::of("{{ tools }}{\"name\": function name, \"parameters\": dictionary}"),
             Some(CallStyle::Bare)
         );
         assert_eq!(CallStyle::of("{{ tools }}[TOOL_CALLS]"), None);

@@ -3,10 +3,12 @@
 use std::io;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde};
+use minijinja::value::{Kwargs, Serde, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 use serde::Serialize;
 use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter};
+use time::OffsetDateTime;
+use time::format_description::parse_strftime_borrowed;
 
 use super::calls::{self, CallStyle};
 
@@ -40,7 +42,8 @@ impl ChatTemplate {
         environment.add_function("raise_exception", raise);
         // The one that comes with minijinja writes JSON for web pages.
         environment.add_filter("tojson", to_json);
-        environment.add_template_owned(NAME, source.to_owned()).map_err(refused)?;
+        environment.add_test("iterable", is_iterable);
+        environment.add_template_owned(NAME, without_marks(source)).map_err(refused)?;
         let (knows_tools, call_style) = (calls::speaks_of_tools(source), CallStyle::of(source));
         Ok(Self { environment, begin: begin.to_owned(), end: end.to_owned(), knows_tools, call_style })
     }
@@ -50,8 +53,13 @@ impl ChatTemplate {
         self.call_style
     }
 
-    /// The text of a chat, up to where the assistant's answer begins.
-    pub fn render(&self, messages: &[serde_json::Value], tools: &[serde_json::Value]) -> Result<String, TemplateError> {
+    /// The text of a chat, up to where the assistant's answer begins. Some models are told the date.
+    pub fn render(
+        &self,
+        messages: &[serde_json::Value],
+        tools: &[serde_json::Value],
+        now: OffsetDateTime,
+    ) -> Result<String, TemplateError> {
         let template = self.environment.get_template(NAME).map_err(refused)?;
         let (messages, tools) = match self.knows_tools {
             true => (messages.to_vec(), Some(tools).filter(|tools| !tools.is_empty())),
@@ -61,12 +69,36 @@ impl ChatTemplate {
             messages => Value::from(Serde(messages)),
             tools => tools.map(|tools| Value::from(Serde(tools))),
             documents => (),
+            strftime_now => Value::from_function(move |format: &str| strftime(now, format)),
             add_generation_prompt => true,
             bos_token => self.begin.as_str(),
             eos_token => self.end.as_str(),
         };
         template.render(values).map_err(refused)
     }
+}
+
+/// Of Python's `strftime`.
+fn strftime(now: OffsetDateTime, format: &str) -> Result<String, Error> {
+    let wrong = |error: &dyn std::fmt::Display| Error::new(ErrorKind::InvalidOperation, format!("{format:?}: {error}"));
+    let items = parse_strftime_borrowed(format).map_err(|error| wrong(&error))?;
+    now.format(&items).map_err(|error| wrong(&error))
+}
+
+/// As in Python: minijinja goes over nothing at all, too.
+fn is_iterable(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Iterable)
+}
+
+/// The marks that tell trainers what an assistant has said are a statement of their own, which does nothing.
+fn without_marks(source: &str) -> String {
+    let mut source = source.to_owned();
+    for (mark, plain) in [("generation", "if true"), ("endgeneration", "endif")] {
+        for (open, close) in [("{%", "%}"), ("{%-", "%}"), ("{%", "-%}"), ("{%-", "-%}")] {
+            source = source.replace(&format!("{open} {mark} {close}"), &format!("{open} {plain} {close}"));
+        }
+    }
+    source
 }
 
 /// JSON as Python's `json.dumps` writes it and models have read it.
@@ -124,12 +156,21 @@ mod tests {
 
     use super::*;
 
+    const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+
     #[test]
     fn a_chat_ends_where_the_answer_begins() {
         let source = "{% for m in messages %}<{{ m['role'] }}>{{ m.content.strip() }}{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
         let template = ChatTemplate::new(source, "", "</s>").unwrap();
-        let text = template.render(&[json!({"role": "user", "content": " hi "})], &[]).unwrap();
+        let text = template.render(&[json!({"role": "user", "content": " hi "})], &[], NOW).unwrap();
         assert_eq!(text, "<user>hi</s>\n<assistant>");
+    }
+
+    #[test]
+    fn a_model_is_told_the_date_and_trainers_marks_do_nothing() {
+        let source = "{%- generation -%} {{ strftime_now('%d %b %Y') }} {% endgeneration %}{% if tools is iterable %}x{% endif %}";
+        let text = ChatTemplate::new(source, "", "").unwrap().render(&[], &[], NOW).unwrap();
+        assert_eq!(text, "01 Jan 1970 ");
     }
 
     #[test]
@@ -140,17 +181,17 @@ mod tests {
             "",
         );
         let template = template.unwrap();
-        assert_eq!(template.render(&[], &[]).unwrap(), "");
-        let text = template.render(&[], &[json!({"n": ["<é>", 1.5, {}], "o": null})]).unwrap();
-        assert_eq!(text, "[{\"n\": [\"<é>\", 1.5, {}], \"o\": null}][\n \"<é>\",\n 1.5,\n {}\n]");
+        assert_eq!(template.render(&[], &[], NOW).unwrap(), "");
+        let text = template.render(&[], &[json!({"o": null, "n": ["<é>", 1.5, {}]})], NOW).unwrap();
+        assert_eq!(text, "[{\"o\": null, \"n\": [\"<é>\", 1.5, {}]}][\n \"<é>\",\n 1.5,\n {}\n]");
     }
 
     #[test]
     fn a_template_can_refuse_and_cannot_run_for_ever() {
         let refusing = ChatTemplate::new("{{ raise_exception('no system role') }}", "", "").unwrap();
-        assert!(refusing.render(&[], &[]).unwrap_err().to_string().contains("no system role"));
+        assert!(refusing.render(&[], &[], NOW).unwrap_err().to_string().contains("no system role"));
         let endless =
             ChatTemplate::new("{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}", "", "");
-        assert!(endless.unwrap().render(&[], &[]).is_err());
+        assert!(endless.unwrap().render(&[], &[], NOW).is_err());
     }
 }

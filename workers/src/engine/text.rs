@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
+use time::OffsetDateTime;
 use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationDirection};
 
 use super::calls::CallStyle;
@@ -190,9 +191,9 @@ impl Text {
     }
 
     /// The tokens of a chat, up to where the answer begins. Messages and tools are what chat templates know.
-    pub fn encode_chat(&self, messages: &[Value], tools: &[Value]) -> Result<Vec<u32>, TextError> {
+    pub fn encode_chat(&self, messages: &[Value], tools: &[Value], now: OffsetDateTime) -> Result<Vec<u32>, TextError> {
         match (&self.template, &self.vocabulary) {
-            (Some(template), _) => self.tokens(&template.render(messages, tools)?, false),
+            (Some(template), _) => self.tokens(&template.render(messages, tools, now)?, false),
             (None, Vocabulary::Bytes) => {
                 let content = messages.last().and_then(|last| last["content"].as_str());
                 self.tokens(content.unwrap_or_default(), false)
@@ -376,6 +377,6 @@ mod tests {
     fn the_echo_chat_is_its_last_message() {
         let text = Text::bytes(100, 8);
         let messages = [json!({"role": "system", "content": "x"}), json!({"role": "user", "content": "hi"})];
-        assert_eq!(text.encode_chat(&messages, &[]).unwrap(), text.encode("hi").unwrap());
+        assert_eq!(text.encode_chat(&messages, &[], OffsetDateTime::UNIX_EPOCH).unwrap(), text.encode("hi").unwrap());
     }
 }

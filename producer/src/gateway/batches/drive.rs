@@ -180,7 +180,11 @@ impl Drive {
         .await?;
         self.seal(&run.outputs).await?;
         let counts = counts(*self.progress.borrow());
-        self.change(|record| finish(record, end, counts)).await?;
+        self.change(|record| {
+            record.batch.usage = Some(run.outputs.usage);
+            finish(record, end, counts);
+        })
+        .await?;
         Ok(true)
     }
 

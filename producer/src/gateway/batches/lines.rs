@@ -7,7 +7,9 @@ use connect::PublishFailure;
 use connect::bucket::{Bucket, BucketError};
 use connect::growing::Growing;
 use serde::Deserialize;
+use serde_json::Value;
 
+use super::record::BatchUsage;
 use crate::batch::{Bits, Outputs, row_of};
 
 /// Another gateway writes the same batch.
@@ -21,8 +23,31 @@ const RETRY_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
 pub struct Lines {
     pub answers: Part,
     pub errors: Part,
+    /// Of the answers.
+    pub usage: BatchUsage,
     done: Bits,
     failed: u64,
+}
+
+/// What counts of a line.
+#[derive(Deserialize)]
+struct Line {
+    id: String,
+    #[serde(default)]
+    response: Option<Answer>,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    #[serde(default)]
+    body: Body,
+}
+
+#[derive(Default, Deserialize)]
+struct Body {
+    /// Of audio it has another shape.
+    #[serde(default)]
+    usage: Value,
 }
 
 /// One object and what is yet to be added to it.
@@ -35,20 +60,33 @@ impl Lines {
     /// New objects of those names, or what there is of them.
     pub async fn open(bucket: &Arc<Bucket>, nuids: [&str; 2], batch_id: &str, rows: u64) -> Result<Self, BucketError> {
         let mut done = Bits::new(rows);
-        let answers = Part::open(bucket, nuids[0], batch_id, &mut done).await?;
+        let mut usage = BatchUsage::default();
+        let answers = Part::open(bucket, nuids[0], batch_id, &mut done, |line| usage.add(&line)).await?;
         let answered = done.count();
-        let errors = Part::open(bucket, nuids[1], batch_id, &mut done).await?;
+        let errors = Part::open(bucket, nuids[1], batch_id, &mut done, |_| {}).await?;
         let failed = done.count() - answered;
-        Ok(Self { answers, errors, done, failed })
+        Ok(Self { answers, errors, usage, done, failed })
+    }
+}
+
+impl BatchUsage {
+    fn add(&mut self, line: &Line) {
+        let Some(answer) = &line.response else { return };
+        let tokens = |name| answer.body.usage[name].as_u64().unwrap_or_default();
+        self.input_tokens += tokens("prompt_tokens");
+        self.output_tokens += tokens("completion_tokens");
+        self.total_tokens += tokens("total_tokens");
     }
 }
 
 impl Part {
-    async fn open(bucket: &Arc<Bucket>, nuid: &str, batch_id: &str, done: &mut Bits) -> Result<Self, BucketError> {
-        #[derive(Deserialize)]
-        struct Line {
-            id: String,
-        }
+    async fn open(
+        bucket: &Arc<Bucket>,
+        nuid: &str,
+        batch_id: &str,
+        done: &mut Bits,
+        mut count: impl FnMut(Line) + Send,
+    ) -> Result<Self, BucketError> {
         let mut text = Vec::new();
         let take = |chunk: &Bytes| {
             text.extend_from_slice(chunk);
@@ -57,8 +95,11 @@ impl Part {
                 return Ok(());
             }
             for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-                let row = serde_json::from_slice::<Line>(line).ok().and_then(|line| row_of(&line.id, batch_id));
-                done.insert(row.unwrap_or(u64::MAX));
+                let Ok(line) = serde_json::from_slice::<Line>(line) else { continue };
+                let is_new = row_of(&line.id, batch_id).is_some_and(|row| done.insert(row));
+                if is_new {
+                    count(line);
+                }
             }
             text.clear();
             Ok(())
@@ -111,7 +152,11 @@ impl Outputs for Lines {
         if !self.done.insert(row) {
             return Ok(false);
         }
-        self.failed += u64::from(!is_success);
+        match is_success.then(|| serde_json::from_slice::<Line>(line)) {
+            Some(Ok(line)) => self.usage.add(&line),
+            Some(Err(_)) => {}
+            None => self.failed += 1,
+        }
         let part = if is_success { &mut self.answers } else { &mut self.errors };
         part.push(line).await?;
         Ok(true)

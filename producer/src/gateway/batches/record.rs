@@ -48,6 +48,9 @@ pub struct BatchObject {
     pub cancelling_at: Option<i64>,
     pub cancelled_at: Option<i64>,
     pub request_counts: Counts,
+    /// Of the answers, when it is over. Of audio nothing is counted.
+    #[serde(default)]
+    pub usage: Option<BatchUsage>,
     pub metadata: Option<Map<String, Value>>,
     /// The batch whose failed lines these are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -59,6 +62,30 @@ pub struct Counts {
     pub total: u64,
     pub completed: u64,
     pub failed: u64,
+}
+
+/// Tokens.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq, JsonSchema)]
+pub struct BatchUsage {
+    pub input_tokens: u64,
+    #[serde(default)]
+    pub input_tokens_details: InputTokensDetails,
+    pub output_tokens: u64,
+    #[serde(default)]
+    pub output_tokens_details: OutputTokensDetails,
+    pub total_tokens: u64,
+}
+
+/// Not told apart by any engine.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq, JsonSchema)]
+pub struct InputTokensDetails {
+    pub cached_tokens: u64,
+}
+
+/// Not told apart by any engine.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq, JsonSchema)]
+pub struct OutputTokensDetails {
+    pub reasoning_tokens: u64,
 }
 
 /// What is wrong with the input file, by its lines.
