@@ -5,7 +5,7 @@ CARGO := cargo --locked
 DENY_VERSION := 0.20.2
 DENY := $(abspath $(BIN))/../tools/bin/cargo-deny
 
-.PHONY: help build demo test test-clients test-dashboard test-api check check-deploy check-cuda bench bench-decoder bench-encoder bench-gateway bench-speech chaos scale-test fuzz images compose-test schemas fmt
+.PHONY: help build demo test test-clients test-dashboard test-api check check-deploy check-cuda bench bench-decoder bench-encoder bench-batch bench-gateway bench-speech chaos scale-test fuzz images compose-test schemas fmt
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
@@ -78,6 +78,10 @@ test-api: build ## have schemathesis ask the gateway what its OpenAPI document a
 
 bench-gateway: build ## measure what the gateway and the queue add to an engine that takes no time
 	tests/bench/gateway/run.sh
+
+# ROWS: a million unless given.
+bench-batch: build ## run a batch of a million lines through a gateway, and measure its memory
+	tests/bench/gateway/batch.sh
 
 # ROUNDS and FILES: 5 and 64 unless given.
 bench-speech: build ## measure the speech engine beside faster-whisper and CTranslate2
