@@ -36,6 +36,9 @@ pub struct ChatCompletionRequest {
     /// `auto` unless it is given.
     #[serde(default)]
     pub tool_choice: Option<ToolChoice>,
+    /// How long a model thinks that was trained to be told: `none`, `minimal`, `low`, `medium`, `high` or `xhigh`.
+    #[serde(default)]
+    pub reasoning_effort: Option<String>,
     /// Whether an answer may call several; true unless it is given.
     #[serde(default)]
     pub parallel_tool_calls: Option<bool>,
@@ -136,6 +139,9 @@ pub struct ChatMessage {
     /// A string, or parts of which all are text.
     #[serde(default)]
     pub content: Option<Content>,
+    /// Of an assistant that calls tools: what it thought before.
+    #[serde(default)]
+    pub reasoning_content: Option<String>,
     /// Of an assistant.
     #[serde(default)]
     pub tool_calls: Option<Vec<ToolCall>>,
@@ -220,6 +226,9 @@ pub struct AnswerMessage {
     pub role: Role,
     /// None of an answer that only calls tools.
     pub content: Option<String>,
+    /// What the model thought before, in a channel of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
     pub refusal: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,

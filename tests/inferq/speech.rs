@@ -2,17 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use futures::{StreamExt, stream};
 use producer::{Submission, SubmitOptions};
 use schemas::codec::Encoding;
+use schemas::log::{LogEvent, LogRecord};
 use schemas::subject::{Address, JobId, Lane, Token};
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::support::{Deployment, TENANT, eventually, root};
+use crate::support::{Deployment, TENANT, eventually, root, tenant};
 
 const MODEL: &str = "whisper-tiny.en";
 const TRANSCRIPTIONS: &str = "/v1/audio/transcriptions";
@@ -221,12 +224,16 @@ async fn hostile_files_are_refused_and_the_worker_lives_on() {
         ),
         ("a text", b"He might even have been made amiable himself.".repeat(100), "unsupported_format"),
     ];
+    let mut slowest = (Duration::ZERO, "");
     for (what, bytes, code) in cases {
+        let begun = Instant::now();
         let (status, body) = answer(&deployment, &job(&bytes, json!({ "filename": "speech.mp3" }))).await;
+        slowest = slowest.max((begun.elapsed(), what));
         let error = &body["error"];
         assert!(status == 400 && error["code"].as_str().unwrap().starts_with(code), "{what}: {status} {error}");
         assert_eq!(error["param"], "body.file", "{what}: {error}");
     }
+    println!("refused at the latest after {:?}: {}", slowest.0, slowest.1);
     let fields = [
         (json!({ "file": "" }), "body.file"),
         (json!({ "file": "not base64!" }), "body.file"),
@@ -298,6 +305,20 @@ async fn silence_and_a_short_file_do_not_wait_for_a_long_one() {
     let time = |segment: &Value, name: &str| segment[name].as_f64().unwrap();
     assert!(segments.windows(2).all(|pair| time(&pair[0], "end") <= time(&pair[1], "start") + 0.01), "{segments:?}");
     assert!(time(segments.last().unwrap(), "end") > seconds as f64 - 3.0);
+    // Its log says how far it was, every five seconds.
+    let messages = deployment.client.logs(&tenant(), &id, false).await.unwrap();
+    let records: Vec<LogRecord> = messages.map(|message| stream::iter(message.unwrap())).flatten().collect().await;
+    let run = records.iter().find_map(|record| match &record.event {
+        LogEvent::Finished { run_seconds, .. } => Some(*run_seconds),
+        _ => None,
+    });
+    let heard = records.iter().filter_map(|record| match &record.event {
+        LogEvent::Progress { audio_seconds, .. } => Some(audio_seconds.unwrap()),
+        _ => None,
+    });
+    let heard: Vec<f64> = heard.collect();
+    assert!(heard.is_sorted() && heard.iter().all(|at| (0.0..=seconds as f64 + 1.0).contains(at)), "{heard:?}");
+    assert!(!heard.is_empty() || run.unwrap() < 6.0, "{records:?}");
 }
 
 /// A file for each, and what failed with its reason; the same command again sends nothing twice.

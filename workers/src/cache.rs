@@ -105,7 +105,7 @@ impl Cache {
                     hearing.mel.digest(|bytes| hash.update(bytes));
                 }
                 Goal::Generate(params) => {
-                    hash.update([2]);
+                    hash.update([2, u8::from(params.skip_special_tokens)]);
                     hash.update(params.temperature.to_le_bytes());
                     if params.temperature > 0.0 {
                         hash.update(params.top_p.to_le_bytes());

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use crate::endpoint::{Answer, Part, Stamp};
 use crate::engine::thread::{Followed, Generated};
-use crate::engine::{FinishReason, Logprobs, Output};
+use crate::engine::{FinishReason, Logprobs, Output, SamplingParams};
 
 /// Tokens made within this time share a message.
 const COALESCE: Duration = Duration::from_millis(30);
@@ -39,8 +39,8 @@ pub struct Of<'a> {
     pub subject: &'a str,
     pub answer: &'a Answer,
     pub stamp: Stamp<'a>,
-    /// A text ends before any of these.
-    pub stop: &'a [String],
+    /// How the answers are generated.
+    pub params: &'a SamplingParams,
     /// Answers of the job.
     pub count: usize,
 }
@@ -113,7 +113,8 @@ impl Chunks {
 
 impl Of<'_> {
     fn settled(&self, tokens: &[u32]) -> String {
-        settled_text(&self.stamp.text.decode(tokens), self.stop)
+        let text = self.stamp.text.decode_with(tokens, self.params.skip_special_tokens);
+        settled_text(&text, &self.params.stop)
     }
 }
 

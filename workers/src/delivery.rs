@@ -355,9 +355,12 @@ impl Delivery {
                     }
                 }
                 _ = progress.tick() => {
-                    let completion_tokens = Some(self.followed.borrow().total).filter(|total| *total > 0);
-                    if completion_tokens.is_some() {
-                        self.record(LogEvent::Progress { completion_tokens, audio_seconds: None });
+                    let (total, audio_seconds) = {
+                        let followed = self.followed.borrow();
+                        (followed.total, followed.audio_seconds)
+                    };
+                    if total > 0 {
+                        self.record(LogEvent::Progress { completion_tokens: Some(total), audio_seconds });
                         self.flush_log().await;
                     }
                 }

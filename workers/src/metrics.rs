@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, OnceLock};
 use std::time::Instant;
 
-use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
+use prometheus::{Counter, Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
 use schemas::header::DeadClass;
 use schemas::provenance::CacheUse;
@@ -15,7 +15,7 @@ use crate::outcome::Outcome;
 use crate::pace::Pace;
 
 /// Every metric with its labels and meaning: the table of OBSERVABILITY.md, tested against it.
-pub const TABLE: [Row; 20] = [
+pub const TABLE: [Row; 21] = [
     ("inferq_deliveries_total", "outcome", "deliveries that ended, by outcome"),
     ("inferq_deliveries_in_flight", "", "deliveries open now"),
     ("inferq_delivery_seconds", "", "from receipt to acknowledgement"),
@@ -24,6 +24,7 @@ pub const TABLE: [Row; 20] = [
     ("inferq_decode_seconds", "", "in the engine, from the first token to the last"),
     ("inferq_redeliveries_total", "", "deliveries that were not the first of their job"),
     ("inferq_tokens_total", "kind", "tokens of completed jobs: prompt or completion"),
+    ("inferq_audio_seconds_total", "", "seconds of audio that were transcribed"),
     ("inferq_engine_steps_total", "", "steps of the engine"),
     ("inferq_nats_connected", "", "1 while connected to NATS"),
     ("inferq_nats_connects_total", "", "connections made to NATS, the first included"),
@@ -53,6 +54,7 @@ pub struct Metrics {
     pub decode_seconds: Histogram,
     pub redeliveries: IntCounter,
     tokens: IntCounterVec,
+    pub audio_seconds: Counter,
     engine_steps: IntCounter,
     engine_sequences: IntCounter,
     nats_connected: IntGauge,
@@ -95,6 +97,7 @@ impl Metrics {
             decode_seconds: catalog.add_latency("inferq_decode_seconds"),
             redeliveries: catalog.add("inferq_redeliveries_total", IntCounter::with_opts),
             tokens: catalog.add_labelled("inferq_tokens_total", IntCounterVec::new),
+            audio_seconds: catalog.add("inferq_audio_seconds_total", Counter::with_opts),
             engine_steps: catalog.add("inferq_engine_steps_total", IntCounter::with_opts),
             engine_sequences: catalog.add("inferq_engine_sequences_total", IntCounter::with_opts),
             nats_connected: catalog.add("inferq_nats_connected", IntGauge::with_opts),

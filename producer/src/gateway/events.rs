@@ -324,7 +324,9 @@ fn chat_choice(index: usize, choice: &Value) -> ChatChunkChoice {
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let calls: Vec<ToolCall> = serde_json::from_value(choice["message"]["tool_calls"].clone()).unwrap_or_default();
     let tool_calls = calls.into_iter().enumerate().map(|(index, call)| ToolCallDelta::begin(index, call)).collect();
-    let delta = Delta { role: Some(Role::Assistant), content: text(&choice["message"]["content"]), tool_calls };
+    let (content, reasoning_content) =
+        (text(&choice["message"]["content"]), text(&choice["message"]["reasoning_content"]));
+    let delta = Delta { role: Some(Role::Assistant), content, reasoning_content, tool_calls };
     let logprobs = serde_json::from_value(choice["logprobs"].clone()).ok();
     ChatChunkChoice { index, delta, finish_reason: text(&choice["finish_reason"]), logprobs }
 }

@@ -1,8 +1,8 @@
 """Seconds of audio per second, of the speech engine and of its peers, on the weights of whisper-tiny.en.
 
 Engines are loaded once, stand still while another runs and take turns in every round; all read the same files and are greedy.
-Peers are faster-whisper file by file, its batched pipeline, and CTranslate2 with windows of many files in one batch, which is
-what a queue would do with it by hand.
+Peers are faster-whisper file by file, its batched pipeline, CTranslate2 with windows of many files in one batch, which is what a
+queue would do with it by hand, and whisper.cpp, whose int8 is its Q8_0.
 """
 
 import json
@@ -19,6 +19,9 @@ from ctranslate2 import StorageView
 from faster_whisper import BatchedInferencePipeline, WhisperModel
 from faster_whisper.audio import decode_audio, pad_or_trim
 from faster_whisper.tokenizer import Tokenizer
+from pywhispercpp.model import Model
+
+import ggml
 
 BIN, MODEL = sys.argv[1:]
 ROUNDS, FILES = int(os.environ.get("ROUNDS", 5)), int(os.environ.get("FILES", 64))
@@ -98,6 +101,18 @@ class ManyFiles(FasterWhisper):
         return texts
 
 
+class WhisperCpp:
+    def __init__(self, kind, folder):
+        path = os.path.join(folder, f"{kind}.bin")
+        ggml.main(MODEL, kind, path)
+        # It tells more on standard error than anybody reads.
+        settings = dict(redirect_whispercpp_logs_to=None, print_progress=False, print_realtime=False, language="en")
+        self.model = Model(path, n_threads=THREADS, greedy={"best_of": 1}, **settings)
+
+    def run(self, files):
+        return ["".join(segment.text for segment in self.model.transcribe(path)) for path in files]
+
+
 def measure(engines, files, seconds):
     for engine in engines.values():
         engine.run(files[:2])
@@ -118,7 +133,11 @@ def main():
         cases = {"single": [single], "queued": queued}
         for kind, theirs in (("f32", "float32"), ("int8", "int8")):
             ours = Ours(kind)
-            peers = {"faster-whisper": FasterWhisper(theirs), "faster-whisper, batched": Batched(theirs)}
+            peers = {
+                "faster-whisper": FasterWhisper(theirs),
+                "faster-whisper, batched": Batched(theirs),
+                "whisper.cpp": WhisperCpp(kind, folder),
+            }
             batches = {f"CTranslate2, {batch} files": ManyFiles(theirs, batch) for batch in BATCHES}
             for case, files in cases.items():
                 seconds = sum(soundfile.info(path).duration for path in files)

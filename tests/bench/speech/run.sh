@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures the speech engine beside faster-whisper and CTranslate2 on the same weights, in one run.
+# Measures the speech engine beside faster-whisper, CTranslate2 and whisper.cpp on the same weights, in one run.
 # ROUNDS: 5 unless given. FILES: queued files, 64 unless given.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."

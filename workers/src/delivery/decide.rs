@@ -138,6 +138,7 @@ impl Delivery {
         };
         match outputs {
             Ok(outputs) => {
+                self.station.metrics.audio_seconds.inc_by(outputs.iter().map(Output::audio_seconds).sum());
                 let (body, usage) = plan.answer.body(outputs, stamp);
                 Outcome::Completed { body: Box::new(body), usage }
             }
@@ -206,8 +207,8 @@ impl Delivery {
         let Some(Goal::Generate(params)) = sequences.first().map(|first| &first.goal) else {
             return self.compute(sequences, plan, alone).await;
         };
-        let (subject, stop) = (self.received.tokens().token_subject(), params.stop.clone());
-        let of = Of { subject: &subject, answer: &plan.answer, stamp, stop: &stop, count: sequences.len() };
+        let (subject, params) = (self.received.tokens().token_subject(), params.clone());
+        let of = Of { subject: &subject, answer: &plan.answer, stamp, params: &params, count: sequences.len() };
         let mut telling = self.station.chunks.tell(of, self.received.delivered > 1).await;
         for (sequence, before) in sequences.iter_mut().zip(telling.before()) {
             sequence.made.clone_from(before);

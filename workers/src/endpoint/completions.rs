@@ -13,12 +13,13 @@ use serde_json::Value;
 use super::inputs::{check_inputs, prompt_param, tokens_of};
 use super::messages::messages;
 use super::sampling::{
-    Budget, Format, answers_each, logprobs_of_chat, logprobs_of_completion, refuse_best_of, refuse_unsupported,
-    sampling_params,
+    Budget, Format, answers_each, logprobs_of_chat, logprobs_of_completion, reasoning_effort, refuse_best_of,
+    refuse_unsupported, sampling_params,
 };
 use super::tools::{self, Calling, Tools};
 use super::{Answer, Body, Known, Part, Plan, Reject, Stamp, logprobs, misshapen};
 use crate::engine::calls::Said;
+use crate::engine::template::Setting;
 use crate::engine::text::Text;
 use crate::engine::{FinishReason, Goal, Logprobs, OTHER_OUTPUT, Output, SamplingParams, Sequence};
 
@@ -33,8 +34,9 @@ pub fn prepare_chat(body: &Value, known: Known<'_>, model: &Model, text: &Text) 
     let messages = messages(&request.messages)?;
     let tools = Tools::new(&request, text)?;
     let told = tools.as_ref().map_or_else(Vec::new, Tools::told);
-    let tokens =
-        text.encode_chat(&messages, &told, known.published).map_err(|error| Reject::value("body.messages", error))?;
+    let reasoning_effort = reasoning_effort(&request)?;
+    let setting = Setting { now: known.published, reasoning_effort };
+    let tokens = text.encode_chat(&messages, &told, setting).map_err(|error| Reject::value("body.messages", error))?;
     if tokens.is_empty() {
         return Err(Reject::invalid("empty_input", "body.messages".to_owned(), "body.messages: have no content"));
     }
@@ -44,13 +46,17 @@ pub fn prepare_chat(body: &Value, known: Known<'_>, model: &Model, text: &Text) 
     };
     let budget = Budget { field, max_tokens, model, text };
     let format = Format::new(&sampling)?;
-    let grammar = match &tools {
-        Some(tools) => tools.grammar(text, format.as_ref().map(Format::schema))?,
-        None => format.map(|format| format.grammar(text)).transpose()?,
+    let calling = tools.as_ref().map(|tools| tools.calling).or_else(|| Calling::without_tools(text));
+    let grammar = match (&tools, &calling, format) {
+        (Some(tools), _, format) => tools.grammar(text, format.as_ref().map(Format::schema))?,
+        (None, Some(calling), format) => Some(calling.grammar(text, format.as_ref())?),
+        (None, None, format) => format.map(|format| format.grammar(text)).transpose()?,
     };
-    let params = SamplingParams { logprobs, grammar, ..sampling_params(&sampling, known.job_id, text)? };
+    let skip_special_tokens = calling.is_none_or(Calling::skip_special_tokens);
+    let sampled = sampling_params(&sampling, known.job_id, text)?;
+    let params = SamplingParams { logprobs, grammar, skip_special_tokens, ..sampled };
     let sequence = budget.sequence(tokens, "body.messages", params)?;
-    plan(vec![sequence], Answer::Chat(tools.map(|tools| tools.calling)), &sampling, model)
+    plan(vec![sequence], Answer::Chat(calling), &sampling, model)
 }
 
 pub fn prepare(body: &Value, job_id: &str, model: &Model, text: &Text) -> Result<Plan, Reject> {
@@ -81,9 +87,10 @@ pub fn chat_body(calling: Option<Calling>, outputs: Vec<Output>, stamp: Stamp<'_
         let said = said(calling, &text, true);
         let tool_calls = tools::calls(&said, stamp.job_id, index);
         // Null where there is nothing but calls.
-        let content = Some(said.content.to_owned()).filter(|content| !content.is_empty() || tool_calls.is_empty());
         let finish_reason = finish_reason(calling, &said, reason);
-        let message = AnswerMessage { role: Role::Assistant, content, refusal: None, tool_calls };
+        let content = Some(said.content).filter(|content| !content.is_empty() || tool_calls.is_empty());
+        let reasoning_content = Some(said.reasoning).filter(|reasoning| !reasoning.is_empty());
+        let message = AnswerMessage { role: Role::Assistant, content, reasoning_content, refusal: None, tool_calls };
         ChatChoice { index, message, finish_reason, logprobs: logprobs::of_chat(&logprobs, stamp.text) }
     };
     let response = ChatCompletionResponse {
@@ -118,11 +125,14 @@ pub fn body(outputs: Vec<Output>, stamp: Stamp<'_>) -> (Body, Usage) {
 pub fn chat_chunk(calling: Option<Calling>, part: &Part<'_>, stamp: Stamp<'_>) -> Chunk {
     let is_first = part.tokens_before.is_empty();
     let (before, now) = (said(calling, part.before(), false), said(calling, part.text, part.end.is_some()));
-    let content = now.content.get(before.content.len()..).unwrap_or_default();
+    let more = |before: &str, now: &str| now.get(before.len()..).unwrap_or_default().to_owned();
+    let (content, reasoning) = (more(&before.content, &now.content), more(&before.reasoning, &now.reasoning));
     let tool_calls = tools::more_calls(&before, &now, stamp.job_id, part.index);
     let delta = Delta {
         role: is_first.then_some(Role::Assistant),
-        content: Some(content.to_owned()).filter(|text| !text.is_empty() || (is_first && tool_calls.is_empty())),
+        content: Some(content)
+            .filter(|text| !text.is_empty() || (is_first && tool_calls.is_empty() && reasoning.is_empty())),
+        reasoning_content: Some(reasoning).filter(|text| !text.is_empty()),
         tool_calls,
     };
     let finish_reason = part.end.map(|reason| finish_reason(calling, &now, reason));
@@ -175,10 +185,10 @@ fn plan(prompts: Vec<Sequence>, answer: Answer, sampling: &Sampling, model: &Mod
 }
 
 /// What an answer says, and what it calls.
-fn said(calling: Option<Calling>, text: &str, is_whole: bool) -> Said<'_> {
+fn said(calling: Option<Calling>, text: &str, is_whole: bool) -> Said {
     match calling {
         Some(calling) => calling.read(text, is_whole),
-        None => Said { content: text, calls: Vec::new() },
+        None => Said { content: text.to_owned(), ..Said::default() },
     }
 }
 
@@ -189,7 +199,7 @@ fn completion(output: Output) -> (String, FinishReason, Vec<Logprobs>) {
     }
 }
 
-fn finish_reason(calling: Option<Calling>, said: &Said<'_>, reason: FinishReason) -> String {
+fn finish_reason(calling: Option<Calling>, said: &Said, reason: FinishReason) -> String {
     calling.and_then(|calling| calling.finish_reason(said, reason)).unwrap_or_else(|| name_of(reason)).to_owned()
 }
 

@@ -36,7 +36,12 @@ fn message((index, message): (usize, &ChatMessage)) -> Result<Value, Reject> {
             let calls =
                 calls.iter().enumerate().map(|(place, call)| tool_call(&param(&format!("tool_calls[{place}]")), call));
             let calls = calls.collect::<Result<Vec<_>, _>>()?;
-            Ok(json!({ "role": "assistant", "content": content, "tool_calls": calls }))
+            let mut told = json!({ "role": "assistant", "content": content, "tool_calls": calls });
+            if let Some(reasoning) = message.reasoning_content.as_ref().filter(|_| content.is_empty()) {
+                // By the names that gpt-oss and Qwen have for it.
+                (told["thinking"], told["reasoning_content"]) = (json!(reasoning), json!(reasoning));
+            }
+            Ok(told)
         }
         (_, Some(_)) => Err(Reject::value(&param("tool_calls"), "only an assistant calls tools")),
         (Role::Tool, None) => {

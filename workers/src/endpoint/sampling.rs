@@ -102,6 +102,10 @@ impl Format {
         &self.schema
     }
 
+    pub fn param(&self) -> &'static str {
+        self.param
+    }
+
     pub fn grammar(&self, text: &Text) -> Result<Grammar, Reject> {
         text.grammar(&self.schema).map_err(|error| Reject::value(self.param, error))
     }
@@ -135,6 +139,18 @@ pub fn answers_each(sampling: &Sampling, prompts: usize, model: &Model) -> Resul
             let message = format!("{count} answers to {prompts} prompts; at most {most} in one job are allowed");
             Err(Reject::value("body.n", message))
         }
+    }
+}
+
+/// What models that think are told of how long to.
+pub fn reasoning_effort(request: &ChatCompletionRequest) -> Result<Option<&str>, Reject> {
+    const EFFORTS: [&str; 6] = ["none", "minimal", "low", "medium", "high", "xhigh"];
+    match request.reasoning_effort.as_deref() {
+        Some(effort) if !EFFORTS.contains(&effort) => {
+            let message = format!("{effort:?} is none of {}", EFFORTS.join(", "));
+            Err(Reject::value("body.reasoning_effort", message))
+        }
+        effort => Ok(effort),
     }
 }
 

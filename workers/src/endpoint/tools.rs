@@ -5,6 +5,7 @@ use schemas::tools::{FUNCTION, FunctionCall, FunctionDefinition, Tool, ToolCall,
 use serde_json::{Value, json};
 
 use super::Reject;
+use super::sampling::Format;
 use crate::engine::calls::{Call, CallStyle, Choice, Function, Said};
 use crate::engine::grammar::in_style;
 use crate::engine::text::Text;
@@ -97,24 +98,43 @@ impl<'a> Tools<'a> {
 }
 
 impl Calling {
-    pub fn read(self, text: &str, is_whole: bool) -> Said<'_> {
+    /// Of a model whose answers are to be taken apart in any case.
+    pub fn without_tools(text: &Text) -> Option<Self> {
+        let style = text.call_style().ok().filter(|style| style.is_everywhere())?;
+        Some(Self { style, is_named: false })
+    }
+
+    /// What answers of such a model may look like.
+    pub fn grammar(self, text: &Text, format: Option<&Format>) -> Result<Grammar, Reject> {
+        let nothing = Choice { is_required: false, many: false };
+        let source = self.style.grammar(&[], nothing, format.map(Format::schema));
+        let param = format.map_or("body.messages", Format::param);
+        text.lark(source).map_err(|error| Reject::value(param, error))
+    }
+
+    /// Whether it is read without them.
+    pub fn skip_special_tokens(self) -> bool {
+        !self.style.is_everywhere()
+    }
+
+    pub fn read(self, text: &str, is_whole: bool) -> Said {
         self.style.read(text, is_whole)
     }
 
     /// OpenAI says of the answer that had no choice that it stopped.
-    pub fn finish_reason(self, said: &Said<'_>, reason: FinishReason) -> Option<&'static str> {
+    pub fn finish_reason(self, said: &Said, reason: FinishReason) -> Option<&'static str> {
         (reason == FinishReason::Stop && !said.calls.is_empty() && !self.is_named).then_some("tool_calls")
     }
 }
 
 /// The calls of the answer at a place in a job.
-pub fn calls(said: &Said<'_>, job_id: &str, answer: usize) -> Vec<ToolCall> {
+pub fn calls(said: &Said, job_id: &str, answer: usize) -> Vec<ToolCall> {
     said.calls.iter().enumerate().map(|(index, call)| written(call, job_id, answer, index)).collect()
 }
 
 /// What calls have become more by.
-pub fn more_calls(before: &Said<'_>, now: &Said<'_>, job_id: &str, answer: usize) -> Vec<ToolCallDelta> {
-    let delta = |(index, call): (usize, &Call<'_>)| match before.calls.get(index) {
+pub fn more_calls(before: &Said, now: &Said, job_id: &str, answer: usize) -> Vec<ToolCallDelta> {
+    let delta = |(index, call): (usize, &Call)| match before.calls.get(index) {
         None => Some(ToolCallDelta::begin(index, written(call, job_id, answer, index))),
         Some(begun) => {
             let arguments = call.arguments.get(begun.arguments.len()..).filter(|more| !more.is_empty())?;
@@ -125,8 +145,8 @@ pub fn more_calls(before: &Said<'_>, now: &Said<'_>, job_id: &str, answer: usize
 }
 
 /// Its id is the same in every chunk and in the result, whichever worker writes them.
-fn written(call: &Call<'_>, job_id: &str, answer: usize, index: usize) -> ToolCall {
-    let function = FunctionCall { name: call.name.to_owned(), arguments: call.arguments.to_owned() };
+fn written(call: &Call, job_id: &str, answer: usize, index: usize) -> ToolCall {
+    let function = FunctionCall { name: call.name.clone(), arguments: call.arguments.clone() };
     ToolCall { id: format!("call_{job_id}_{answer}_{index}"), kind: FUNCTION.to_owned(), function }
 }
 

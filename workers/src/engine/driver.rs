@@ -189,10 +189,11 @@ impl Driver {
         self.steps.start();
         let stepped = catch_unwind(AssertUnwindSafe(|| {
             self.engine.step().map_err(|error| error.to_string())?;
-            Ok((self.engine.made(), self.engine.finished()))
+            Ok((self.engine.made(), self.engine.heard(), self.engine.finished()))
         }));
         self.steps.stop();
-        let (made, finished) = stepped.unwrap_or_else(|payload| Err(format!("panic: {}", panic_message(&*payload))))?;
+        let (made, heard, finished) =
+            stepped.unwrap_or_else(|payload| Err(format!("panic: {}", panic_message(&*payload))))?;
         // A sequence makes a token or is finished, or both.
         let moved_on = made.len().max(finished.len());
         self.steps.count(moved_on);
@@ -200,6 +201,11 @@ impl Driver {
             self.batches.note(traced, began, moved_on);
         }
         self.tell(made);
+        for (id, seconds) in heard {
+            if let Some((_, job)) = owner(&mut self.jobs, id) {
+                job.request.followed.send_modify(|followed| followed.audio_seconds = Some(seconds));
+            }
+        }
         finished.into_iter().for_each(|(id, output)| self.deliver(id, output));
         Ok(())
     }
@@ -253,6 +259,7 @@ impl Driver {
                 (first..).take(job.admitted).for_each(|id| self.engine.remove(SequenceId(id)));
             }
             self.engine.made();
+            self.engine.heard();
             self.engine.finished();
         }));
         for first in &inside {

@@ -155,6 +155,8 @@ pub struct SamplingParams {
     pub stop: Vec<String>,
     /// What the text may look like.
     pub grammar: Option<Grammar>,
+    /// Whether special tokens are no part of the text.
+    pub skip_special_tokens: bool,
     /// Whether the probabilities of the tokens are wanted, and of how many of the most probable ones beside each.
     pub logprobs: Option<usize>,
 }
@@ -173,6 +175,7 @@ impl Default for SamplingParams {
             max_tokens: usize::MAX,
             stop: Vec::new(),
             grammar: None,
+            skip_special_tokens: true,
             logprobs: None,
         }
     }
@@ -258,6 +261,14 @@ impl Output {
         }
     }
 
+    /// Of what was heard.
+    pub fn audio_seconds(&self) -> f64 {
+        match self {
+            Self::Transcript(transcript) => transcript.seconds,
+            Self::Embedding(_) | Self::Scores(_) | Self::Completion { .. } => 0.0,
+        }
+    }
+
     /// Tokens generated, of a text.
     pub fn completion_tokens(&self) -> u64 {
         match self {
@@ -296,6 +307,10 @@ pub trait Engine {
     fn step(&mut self) -> Result<(), StepError>;
     /// Hands over the tokens that were generated since the last call, in their order.
     fn made(&mut self) -> Vec<Made> {
+        Vec::new()
+    }
+    /// Hands over how many seconds of their audio sequences have got through, of those that got further since the last call.
+    fn heard(&mut self) -> Vec<(SequenceId, f64)> {
         Vec::new()
     }
     /// Hands over what has finished since the last call.

@@ -26,6 +26,20 @@ pub struct ChatTemplate {
     call_style: Option<CallStyle>,
 }
 
+/// What a template may ask for beside messages and tools.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting<'a> {
+    pub now: OffsetDateTime,
+    /// Where it is said.
+    pub reasoning_effort: Option<&'a str>,
+}
+
+impl Setting<'_> {
+    pub fn at(now: OffsetDateTime) -> Self {
+        Self { now, reasoning_effort: None }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 #[error("the chat template refuses it: {0}")]
 pub struct TemplateError(String);
@@ -53,18 +67,19 @@ impl ChatTemplate {
         self.call_style
     }
 
-    /// The text of a chat, up to where the assistant's answer begins. Some models are told the date.
+    /// The text of a chat, up to where the assistant's answer begins.
     pub fn render(
         &self,
         messages: &[serde_json::Value],
         tools: &[serde_json::Value],
-        now: OffsetDateTime,
+        setting: Setting<'_>,
     ) -> Result<String, TemplateError> {
         let template = self.environment.get_template(NAME).map_err(refused)?;
         let (messages, tools) = match self.knows_tools {
             true => (messages.to_vec(), Some(tools).filter(|tools| !tools.is_empty())),
             false => (calls::in_plain_words(messages, tools), None),
         };
+        let Setting { now, reasoning_effort } = setting;
         let values = context! {
             messages => Value::from(Serde(messages)),
             tools => tools.map(|tools| Value::from(Serde(tools))),
@@ -73,6 +88,8 @@ impl ChatTemplate {
             add_generation_prompt => true,
             bos_token => self.begin.as_str(),
             eos_token => self.end.as_str(),
+            // What is not said is not defined.
+            ..reasoning_effort.map_or_else(|| context! {}, |effort| context! { reasoning_effort => effort })
         };
         template.render(values).map_err(refused)
     }
@@ -156,7 +173,7 @@ mod tests {
 
     use super::*;
 
-    const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+    const NOW: Setting<'_> = Setting { now: OffsetDateTime::UNIX_EPOCH, reasoning_effort: None };
 
     #[test]
     fn a_chat_ends_where_the_answer_begins() {

@@ -3,7 +3,6 @@
 use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
-use time::OffsetDateTime;
 use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationDirection};
 
 use super::calls::CallStyle;
@@ -13,7 +12,7 @@ use super::grammar::{Grammar, Grammars};
 use super::prompts::Prompts;
 use super::speech::{self, mel::Ear};
 use super::spelling::Spelling;
-use super::template::{ChatTemplate, TemplateError};
+use super::template::{ChatTemplate, Setting, TemplateError};
 
 /// Turns text into a model's tokens and back.
 #[derive(Debug)]
@@ -191,9 +190,14 @@ impl Text {
     }
 
     /// The tokens of a chat, up to where the answer begins. Messages and tools are what chat templates know.
-    pub fn encode_chat(&self, messages: &[Value], tools: &[Value], now: OffsetDateTime) -> Result<Vec<u32>, TextError> {
+    pub fn encode_chat(
+        &self,
+        messages: &[Value],
+        tools: &[Value],
+        setting: Setting<'_>,
+    ) -> Result<Vec<u32>, TextError> {
         match (&self.template, &self.vocabulary) {
-            (Some(template), _) => self.tokens(&template.render(messages, tools, now)?, false),
+            (Some(template), _) => self.tokens(&template.render(messages, tools, setting)?, false),
             (None, Vocabulary::Bytes) => {
                 let content = messages.last().and_then(|last| last["content"].as_str());
                 self.tokens(content.unwrap_or_default(), false)
@@ -213,8 +217,13 @@ impl Text {
 
     /// The text of tokens, without special ones. Bytes that are no UTF-8 become U+FFFD.
     pub fn decode(&self, tokens: &[u32]) -> String {
+        self.decode_with(tokens, true)
+    }
+
+    /// The same, with special tokens where they are not skipped.
+    pub fn decode_with(&self, tokens: &[u32], skip_special_tokens: bool) -> String {
         match &self.vocabulary {
-            Vocabulary::HuggingFace(tokenizer, _) => tokenizer.decode(tokens, true).unwrap_or_default(),
+            Vocabulary::HuggingFace(tokenizer, _) => tokenizer.decode(tokens, skip_special_tokens).unwrap_or_default(),
             Vocabulary::Bytes => {
                 let bytes: Vec<u8> = tokens.iter().map(|&token| u8::try_from(token).unwrap_or(b'?')).collect();
                 String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
@@ -354,6 +363,7 @@ fn whole(mut tokenizer: Tokenizer) -> Tokenizer {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use time::OffsetDateTime;
 
     use super::*;
 
@@ -377,6 +387,9 @@ mod tests {
     fn the_echo_chat_is_its_last_message() {
         let text = Text::bytes(100, 8);
         let messages = [json!({"role": "system", "content": "x"}), json!({"role": "user", "content": "hi"})];
-        assert_eq!(text.encode_chat(&messages, &[], OffsetDateTime::UNIX_EPOCH).unwrap(), text.encode("hi").unwrap());
+        assert_eq!(
+            text.encode_chat(&messages, &[], Setting::at(OffsetDateTime::UNIX_EPOCH)).unwrap(),
+            text.encode("hi").unwrap()
+        );
     }
 }

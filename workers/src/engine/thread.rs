@@ -47,6 +47,8 @@ pub struct Followed {
     pub answers: Vec<Generated>,
     /// Tokens of all sequences since then.
     pub total: u64,
+    /// How far it has come in its audio, if it has any.
+    pub audio_seconds: Option<f64>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]

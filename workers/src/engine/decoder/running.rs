@@ -144,7 +144,7 @@ impl Running {
 
     /// The output as far as it has come.
     pub fn cut(&mut self, text: &Text) -> Output {
-        self.completion(text.decode(&self.tokens[self.prompt_tokens..]), FinishReason::Length)
+        self.completion(self.text(&self.tokens[self.prompt_tokens..], text), FinishReason::Length)
     }
 
     fn completion(&mut self, text: String, finish_reason: FinishReason) -> Output {
@@ -152,25 +152,29 @@ impl Running {
         Output::Completion { text, completion_tokens, finish_reason, logprobs: std::mem::take(&mut self.logprobs) }
     }
 
+    fn text(&self, tokens: &[u32], text: &Text) -> String {
+        text.decode_with(tokens, self.params.skip_special_tokens)
+    }
+
     fn end(&self, ends: &[u32], text: &Text) -> Option<(String, FinishReason)> {
         let generated = &self.tokens[self.prompt_tokens..];
         if let Some((last, before)) = generated.split_last()
             && ends.contains(last)
         {
-            return Some((text.decode(before), FinishReason::Stop));
+            return Some((self.text(before, text), FinishReason::Stop));
         }
         if self.progress.as_ref().is_some_and(Progress::is_at_end) {
-            return Some((text.decode(generated), FinishReason::Stop));
+            return Some((self.text(generated, text), FinishReason::Stop));
         }
         // A stop string may begin in any earlier token, so the whole text is looked at; it costs little beside a step.
         if !self.params.stop.is_empty() {
-            let text = text.decode(generated);
+            let text = self.text(generated, text);
             if let Some(end) = self.params.stop.iter().filter_map(|stop| text.find(stop.as_str())).min() {
                 return Some((text[..end].to_owned(), FinishReason::Stop));
             }
         }
         let is_full = generated.len() >= self.params.max_tokens || self.tokens.len() >= text.prompt_tokens_max();
-        is_full.then(|| (text.decode(generated), FinishReason::Length))
+        is_full.then(|| (self.text(generated, text), FinishReason::Length))
     }
 
     /// Tells others of the blocks that are full.

@@ -45,6 +45,7 @@ pub struct Speech {
     waiting: VecDeque<(SequenceId, Arc<Sequence>)>,
     running: Vec<Running>,
     made: Vec<Made>,
+    heard: Vec<(SequenceId, f64)>,
     finished: Vec<(SequenceId, Output)>,
 }
 
@@ -108,6 +109,7 @@ impl Speech {
             waiting: VecDeque::new(),
             running: Vec::new(),
             made: Vec::new(),
+            heard: Vec::new(),
             finished: Vec::new(),
         };
         Ok((text, speech))
@@ -218,7 +220,9 @@ impl Speech {
             true => self.words(index, answer, &writing),
             false => Vec::new(),
         };
-        self.running[index].file.take(answer, writing.frames, words, &self.vocabulary, &self.text);
+        let file = &mut self.running[index].file;
+        file.take(answer, writing.frames, words, &self.vocabulary, &self.text);
+        self.heard.push((file.id, file.seconds()));
         self.blocks.let_go(&writing.memory);
         self.blocks.let_go(&writing.blocks);
     }
@@ -284,6 +288,10 @@ impl Engine for Speech {
         std::mem::take(&mut self.made)
     }
 
+    fn heard(&mut self) -> Vec<(SequenceId, f64)> {
+        std::mem::take(&mut self.heard)
+    }
+
     fn finished(&mut self) -> Vec<(SequenceId, Output)> {
         std::mem::take(&mut self.finished)
     }
@@ -291,6 +299,7 @@ impl Engine for Speech {
     fn remove(&mut self, id: SequenceId) {
         self.waiting.retain(|(waiting, _)| *waiting != id);
         self.made.retain(|made| made.id != id);
+        self.heard.retain(|(heard, _)| *heard != id);
         self.finished.retain(|(finished, _)| *finished != id);
         if let Some(index) = self.running.iter().position(|running| running.file.id == id)
             && let Stage::Write(writing) = self.running.remove(index).stage

@@ -36,6 +36,11 @@ impl Transcription {
         Self { id, hearing, language, at: 0, history, told_from: 0, tokens: 0, segments: Vec::new() }
     }
 
+    /// How far it has come.
+    pub fn seconds(&self) -> f64 {
+        (self.at as f64 / FRAMES_PER_SECOND as f64).min(self.hearing.mel.seconds())
+    }
+
     /// Goes on to the next window in which something is to be heard, of at most so many frames.
     pub fn next(&mut self, frames_max: usize) -> Option<usize> {
         loop {
