@@ -8,7 +8,7 @@ use serde_json::Value;
 use workers::engine::speech::Speech;
 use workers::engine::speech::mel::{Ear, Mel, RATE};
 use workers::engine::text::Text;
-use workers::engine::{Engine, Goal, Hearing, Output, Sequence, SequenceId, Transcript};
+use workers::engine::{Engine, Goal, Hearing, LoadError, Output, Sequence, SequenceId, Transcript};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/speech")
@@ -43,10 +43,22 @@ fn heard(bands: usize, seconds: f64) -> Mel {
     listener.finish()
 }
 
-fn load(format: &str, dtype: &str) -> (Arc<Text>, Speech) {
+fn try_load(format: &str, dtype: &str) -> Result<(Arc<Text>, Speech), LoadError> {
     let lines = format!("name = \"m\"\ntask = \"transcribe\"\nsource = \"m\"\ndtype = \"{dtype}\"\nlimits.batch = 3");
     let registry = Registry::parse(&format!("[[models]]\n{lines}")).unwrap();
-    Speech::load(&folder().join(format), &registry.models[0]).unwrap_or_else(|error| panic!("{format}: {error}"))
+    Speech::load(&folder().join(format), &registry.models[0])
+}
+
+fn load(format: &str, dtype: &str) -> (Arc<Text>, Speech) {
+    try_load(format, dtype).unwrap_or_else(|error| panic!("{format}: {error}"))
+}
+
+#[test]
+fn half_precision_is_refused() {
+    for dtype in ["f16", "bf16"] {
+        let Err(error) = try_load("whisper", dtype) else { panic!("{dtype} was taken") };
+        assert!(error.to_string().contains("compute on processors, in f32 or int8"), "{error}");
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 Engines are loaded once, stand still while another runs and take turns in every round; all read the same files and are greedy.
 Peers are faster-whisper file by file, its batched pipeline, CTranslate2 with windows of many files in one batch, which is what a
-queue would do with it by hand, and whisper.cpp, whose int8 is its Q8_0.
+queue would do with it by hand, and whisper.cpp, which has f16 for f32 and Q8_0 for int8.
 """
 
 import json
@@ -104,7 +104,7 @@ class ManyFiles(FasterWhisper):
 class WhisperCpp:
     def __init__(self, kind, folder):
         path = os.path.join(folder, f"{kind}.bin")
-        ggml.main(MODEL, kind, path)
+        ggml.main(MODEL, {"f32": "f16", "int8": "q8_0"}[kind], path)
         # It tells more on standard error than anybody reads.
         settings = dict(redirect_whispercpp_logs_to=None, print_progress=False, print_realtime=False, language="en")
         self.model = Model(path, n_threads=THREADS, greedy={"best_of": 1}, **settings)

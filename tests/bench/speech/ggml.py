@@ -1,4 +1,5 @@
-"""Writes the weights of a CTranslate2 folder as a file of whisper.cpp, which no package has: in f32, or in its Q8_0."""
+"""Writes the weights of a CTranslate2 folder as a file of whisper.cpp, which no package has: in f16 or in its Q8_0. It runs no
+file in f32: its convolutions want f16."""
 
 import json
 import struct
@@ -8,7 +9,7 @@ import numpy as np
 from faster_whisper.feature_extractor import FeatureExtractor
 
 MAGIC, F32, F16, Q8_0, VERSION = 0x67676D6C, 0, 1, 8, 2
-MAGIC_OF_BYTES = 1000
+FACTOR = 1000
 KINDS = {0: np.float32, 2: np.int16, 3: np.int32, 4: np.float16}
 
 
@@ -120,7 +121,7 @@ def main(folder, kind, path):
     heads = [int(arrays[f"{side}/num_heads"]) for side in ("encoder", "decoder")]
     encoder, decoder = (arrays[f"{side}/position_encodings/encodings"].shape for side in ("encoder", "decoder"))
     counts = [layers(arrays, side) for side in ("encoder", "decoder")]
-    form = F32 if kind == "f32" else Q8_0 - 1 + VERSION * MAGIC_OF_BYTES
+    form = {"f16": 1, "q8_0": 7 + VERSION * FACTOR}[kind]
     filters = FeatureExtractor(feature_size=bands).mel_filters.astype(np.float32)
     with open(path, "wb") as file:
         put = lambda *numbers: file.write(struct.pack(f"<{len(numbers)}i", *numbers))
@@ -133,11 +134,9 @@ def main(folder, kind, path):
             put(len(word))
             file.write(word)
         for name, values in tensors(arrays):
-            is_matrix = values.ndim == 2 and name.endswith(".weight")
-            is_conv = values.ndim == 3
-            if kind == "f32" or not (is_matrix or is_conv):
+            if values.ndim < 2 or not name.endswith(".weight"):
                 of, data = F32, values.tobytes()
-            elif is_conv:
+            elif values.ndim == 3 or kind == "f16":
                 of, data = F16, values.astype(np.float16).tobytes()
             else:
                 of, data = Q8_0, quantized(values)

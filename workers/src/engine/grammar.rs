@@ -1,5 +1,6 @@
 //! Grammars: what an answer may look like, by llguidance, which says for each place the tokens that can go on.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use llguidance::api::TopLevelGrammar;
@@ -9,8 +10,15 @@ use toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 
 use super::text::Text;
 
+/// Grammars that are kept: jobs of a batch have the same.
+const KNOWN_MAX: usize = 64;
+
 /// Makes grammars for a model's tokens.
-pub struct Grammars(ParserFactory);
+pub struct Grammars {
+    factory: ParserFactory,
+    /// By their sources.
+    known: Mutex<HashMap<Arc<str>, Grammar>>,
+}
 
 /// A grammar, at its beginning.
 #[derive(Clone)]
@@ -36,25 +44,35 @@ impl Grammars {
         let tokens: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
         let mut factory = ParserFactory::new_simple(&tokens).map_err(|error| error.to_string())?;
         factory.quiet();
-        Ok(Self(factory))
+        Ok(Self { factory, known: Mutex::default() })
     }
 
     /// JSON of that schema.
     pub fn json(&self, schema: &Value) -> Result<Grammar, String> {
-        self.made(schema.to_string().into(), TopLevelGrammar::from_json_schema(schema.clone()))
+        self.made(schema.to_string().into(), || TopLevelGrammar::from_json_schema(schema.clone()))
     }
 
     /// Of llguidance's variant of Lark.
     pub fn lark(&self, source: String) -> Result<Grammar, String> {
-        self.made(source.as_str().into(), TopLevelGrammar::from_lark(source))
+        self.made(source.as_str().into(), || TopLevelGrammar::from_lark(source))
     }
 
-    fn made(&self, source: Arc<str>, grammar: TopLevelGrammar) -> Result<Grammar, String> {
-        let matcher = Matcher::new(self.0.create_parser(grammar));
-        match matcher.get_error() {
-            Some(error) => Err(error),
-            None => Ok(Grammar { source, start: Arc::new(Mutex::new(matcher)) }),
+    fn made(&self, source: Arc<str>, grammar: impl FnOnce() -> TopLevelGrammar) -> Result<Grammar, String> {
+        let known = || self.known.lock().expect("nothing panics while it holds this");
+        if let Some(grammar) = known().get(&source) {
+            return Ok(grammar.clone());
         }
+        let matcher = Matcher::new(self.factory.create_parser(grammar()));
+        if let Some(error) = matcher.get_error() {
+            return Err(error);
+        }
+        let grammar = Grammar { source: Arc::clone(&source), start: Arc::new(Mutex::new(matcher)) };
+        let mut known = known();
+        if known.len() >= KNOWN_MAX {
+            known.clear();
+        }
+        known.insert(source, grammar.clone());
+        Ok(grammar)
     }
 }
 

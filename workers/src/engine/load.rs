@@ -43,11 +43,21 @@ pub enum LoadError {
     NeedsGpu(Dtype),
     #[error("dtype {0:?} is for processors; on a GPU models compute in f32, f16 or bf16")]
     NeedsCpu(Dtype),
+    #[error("dtype {0:?} is not for models that hear or see images: they compute on processors, in f32 or int8")]
+    NeverOnGpu(Dtype),
     #[error("no GPU can be used: {0}")]
     Device(candle_core::Error),
 }
 
 impl LoadError {
+    /// Of a model that computes on processors alone.
+    pub(super) fn refuse_halves(dtype: Dtype) -> Result<(), Self> {
+        match dtype {
+            Dtype::F16 | Dtype::Bf16 => Err(Self::NeverOnGpu(dtype)),
+            Dtype::F32 | Dtype::Int8 => Ok(()),
+        }
+    }
+
     pub(super) fn file(path: &Path, reason: impl std::fmt::Display) -> Self {
         Self::File { path: path.to_owned(), reason: reason.to_string() }
     }

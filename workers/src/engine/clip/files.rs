@@ -39,9 +39,7 @@ pub fn is_clip(config: &Config) -> bool {
 }
 
 pub fn load(folder: &Path, config: &Config, dtype: Dtype) -> Result<Loaded, LoadError> {
-    if matches!(dtype, Dtype::F16 | Dtype::Bf16) {
-        return Err(LoadError::NeedsGpu(dtype));
-    }
+    LoadError::refuse_halves(dtype)?;
     let family = Family::of(config);
     let path = folder.join("tokenizer.json");
     let tokenizer = Tokenizer::from_file(&path).map_err(|error| LoadError::file(&path, error))?;

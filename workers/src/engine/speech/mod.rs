@@ -74,6 +74,7 @@ struct Writing {
 
 impl Speech {
     pub fn load(folder: &Path, model: &Model) -> Result<(Arc<Text>, Self), LoadError> {
+        LoadError::refuse_halves(model.dtype)?;
         let files = Files::open(folder)?;
         let vocabulary =
             Arc::new(Vocabulary::of(&files.tokenizer, &files.suppressed, &files.suppressed_first, folder)?);
