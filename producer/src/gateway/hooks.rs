@@ -1,8 +1,8 @@
 //! Webhooks of single jobs. The gateway that took a job waits for its result and tells it. What it has to tell is kept in
-//! the bucket of records, and every gateway says there again and again that it lives: where one is silent, others take
-//! over what it had to tell. Something may be told twice then, under the same id.
+//! the bucket of records under its name, and it says there again and again that it lives: what one has to tell that is
+//! silent, others take over. Something may be told twice then, under the same id.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,10 +11,8 @@ use futures::StreamExt;
 use schemas::result::JobResult;
 use schemas::subject::{JobId, Token};
 use serde::{Deserialize, Serialize};
-use tokio::task::JoinHandle;
 
 use super::Gateway;
-use super::batches::now;
 use super::error::{ApiError, ApiResult};
 use super::jobs::status;
 use super::records::{Kind, is_record};
@@ -32,44 +30,61 @@ const ASK_AGAIN: Duration = Duration::from_secs(600);
 
 /// What is to be told, of the job in its key.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub struct Hook {
+struct Hook {
     url: String,
-    /// The gateway that tells it.
-    gateway: String,
+    /// The gateway that takes it over.
+    #[serde(default)]
+    claimed: Option<String>,
 }
 
-/// A gateway that tells hooks.
+/// What a gateway says of itself.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 struct Alive {
-    /// Unix seconds.
-    at: i64,
+    /// Whether it is the last time.
+    is_leaving: bool,
 }
 
-struct Heard {
-    hook: Hook,
-    revision: u64,
+/// A hook that is noted for a job which is yet to be sent.
+#[derive(Debug)]
+pub struct Noted {
+    key: String,
+    url: String,
 }
 
 impl Gateway {
-    /// Notes where the end of a job is to be told, before the job is sent. False if that is noted already, as it is where a
-    /// request is made again.
-    pub async fn hook(&self, tenant: &Token, job_id: &JobId, url: &str) -> ApiResult<bool> {
+    /// Notes where the end of a job is to be told; none if that is noted already, as it is where a request comes again.
+    pub async fn note_hook(&self, tenant: &Token, job_id: &JobId, url: &str) -> ApiResult<Option<Noted>> {
         self.webhooks.check(url)?;
-        let hook = Hook { url: url.to_owned(), gateway: self.name.clone() };
-        let noted = self.records.create(&Kind::Hooks.key(tenant, job_id.as_str()), &hook).await;
-        noted.map_err(|error| ApiError::unavailable("queue_unavailable", format!("{error:#}")))
+        let key = key(&self.name, tenant.as_str(), job_id.as_str());
+        let hook = Hook { url: url.to_owned(), claimed: None };
+        let noted = self.records.create(&key, &hook).await;
+        let is_new = noted.map_err(|error| ApiError::unavailable("queue_unavailable", format!("{error:#}")))?;
+        Ok(is_new.then(|| Noted { key, url: url.to_owned() }))
+    }
+
+    /// Waits for the job and tells its end.
+    pub fn tell_hook(self: &Arc<Self>, noted: Noted) {
+        let (gateway, stopping) = (self.clone(), self.stopping.clone());
+        tokio::spawn(async move { stopping.run_until_cancelled(tell(gateway, noted)).await });
     }
 
     /// The job was not sent.
-    pub async fn unhook(&self, tenant: &Token, job_id: &JobId) {
-        if let Err(error) = self.records.remove(&Kind::Hooks.key(tenant, job_id.as_str())).await {
-            // It goes when its job is found to be unknown.
-            tracing::warn!(job.id = job_id.as_str(), error = format!("{error:#}"), "webhook of no job not removed");
+    pub async fn forget_hook(&self, noted: Noted) {
+        if let Err(error) = self.records.remove(&noted.key).await {
+            tracing::warn!(key = noted.key, error = format!("{error:#}"), "webhook of no job not removed");
         }
     }
 }
 
-/// Tells hooks for as long as the gateway lives.
+fn key(gateway: &str, tenant: &str, job_id: &str) -> String {
+    format!("{}.{gateway}.{tenant}.{job_id}", Kind::HOOKS)
+}
+
+fn alive_key(gateway: &str) -> String {
+    format!("{}.{gateway}", Kind::GATEWAYS)
+}
+
+/// Says that this gateway lives, and looks after the hooks of those that do not, for as long as it does.
 pub async fn keep(gateway: Arc<Gateway>) {
     if gateway.options.webhooks.hosts.is_empty() {
         return;
@@ -77,8 +92,7 @@ pub async fn keep(gateway: Arc<Gateway>) {
     let stopping = gateway.stopping.clone();
     let work = async {
         loop {
-            let mut keeper = Keeper::new(gateway.clone());
-            if let Err(error) = keeper.follow().await {
+            if let Err(error) = Keeper::new(gateway.clone()).follow().await {
                 tracing::warn!(error = format!("{error:#}"), "webhooks are not watched, trying again");
             }
             tokio::time::sleep(WATCH_AGAIN).await;
@@ -86,105 +100,94 @@ pub async fn keep(gateway: Arc<Gateway>) {
     };
     stopping.run_until_cancelled(work).await;
     // Others need not wait.
-    let _ = gateway.records.remove(&alive_key(&gateway.name)).await;
+    if let Ok(bucket) = gateway.records.bucket().await {
+        let _ = say(&gateway, &bucket, true).await;
+    }
 }
 
-fn alive_key(gateway: &str) -> String {
-    format!("{}.{gateway}", Kind::GATEWAYS)
+async fn say(gateway: &Gateway, bucket: &kv::Store, is_leaving: bool) -> anyhow::Result<()> {
+    bucket.put(alive_key(&gateway.name), serde_json::to_vec(&Alive { is_leaving })?.into()).await?;
+    Ok(())
 }
 
-/// What one gateway knows of all hooks.
 struct Keeper {
     gateway: Arc<Gateway>,
-    heard: HashMap<String, Heard>,
-    /// When each gateway was last heard.
-    alive: HashMap<String, Instant>,
-    since: Instant,
-    tasks: HashMap<String, Telling>,
-}
-
-/// Ends with the keeper: a new one begins anew.
-struct Telling(JoinHandle<()>);
-
-impl Drop for Telling {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    /// When each of the gateways was last heard; none where it has left.
+    heard: HashMap<String, Option<Instant>>,
 }
 
 impl Keeper {
     fn new(gateway: Arc<Gateway>) -> Self {
-        let (heard, alive, tasks) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { gateway, heard, alive, since: Instant::now(), tasks }
+        Self { gateway, heard: HashMap::new() }
     }
 
     async fn follow(&mut self) -> anyhow::Result<()> {
         let bucket = self.gateway.records.bucket().await?;
-        let mut hooks = bucket.watch_with_history(Kind::Hooks.filter(None)).await?;
-        let mut gateways = bucket.watch_with_history(format!("{}.*", Kind::GATEWAYS)).await?;
+        let mut changes = bucket.watch_with_history(format!("{}.*", Kind::GATEWAYS)).await?;
         let mut beats = tokio::time::interval(BEAT);
-        let ended = || anyhow::anyhow!("the watch has ended");
         loop {
             tokio::select! {
-                entry = hooks.next() => self.hook(entry.ok_or_else(ended)??),
-                entry = gateways.next() => {
-                    let entry = entry.ok_or_else(ended)??;
-                    let name = entry.key.rsplit('.').next().unwrap_or_default().to_owned();
-                    match is_record(&entry) {
-                        true => drop(self.alive.insert(name, Instant::now())),
-                        false => drop(self.alive.remove(&name)),
-                    }
+                entry = changes.next() => {
+                    self.hear(&entry.ok_or_else(|| anyhow::anyhow!("the watch has ended"))??);
                 }
                 _ = beats.tick() => {
-                    bucket.put(alive_key(&self.gateway.name), serde_json::to_vec(&Alive { at: now() })?.into()).await?;
-                    self.tasks.retain(|_, task| !task.0.is_finished());
+                    say(&self.gateway, &bucket, false).await?;
                     self.take_over().await?;
                 }
             }
         }
     }
 
-    fn hook(&mut self, entry: kv::Entry) {
-        let hook = is_record(&entry).then(|| serde_json::from_slice::<Hook>(&entry.value).ok()).flatten();
-        let Some(hook) = hook else {
-            self.heard.remove(&entry.key);
-            return;
-        };
-        if hook.gateway != self.gateway.name {
-            // Another one may have taken it over.
-            self.tasks.remove(&entry.key);
-        } else if !self.tasks.contains_key(&entry.key) {
-            let task = tell(self.gateway.clone(), entry.key.clone(), hook.url.clone());
-            self.tasks.insert(entry.key.clone(), Telling(tokio::spawn(task)));
+    fn hear(&mut self, entry: &kv::Entry) {
+        let name = entry.key.rsplit('.').next().unwrap_or_default().to_owned();
+        match is_record(entry).then(|| serde_json::from_slice::<Alive>(&entry.value).ok()).flatten() {
+            Some(Alive { is_leaving }) => drop(self.heard.insert(name, (!is_leaving).then(Instant::now))),
+            None => drop(self.heard.remove(&name)),
         }
-        self.heard.insert(entry.key, Heard { hook, revision: entry.revision });
     }
 
-    /// Makes hooks of silent gateways this one's, unless somebody is quicker; the watch tells so.
-    async fn take_over(&self) -> anyhow::Result<()> {
-        if self.since.elapsed() < SILENT {
-            return Ok(());
-        }
-        let is_alive = |name: &str| self.alive.get(name).is_some_and(|at| at.elapsed() < SILENT);
-        let lost = self.heard.iter().filter(|(_, heard)| !is_alive(&heard.hook.gateway));
-        for (key, Heard { hook, revision }) in lost.take(TAKEN_OVER_MAX) {
-            let own = Hook { gateway: self.gateway.name.clone(), ..hook.clone() };
-            self.gateway.records.update(key, &own, *revision).await?;
-        }
-        let used: HashSet<&str> = self.heard.values().map(|heard| heard.hook.gateway.as_str()).collect();
-        for name in self.alive.keys().filter(|name| !is_alive(name) && !used.contains(name.as_str())) {
-            self.gateway.records.remove(&alive_key(name)).await?;
+    fn is_alive(&self, name: &str) -> bool {
+        name == self.gateway.name || self.heard.get(name).is_some_and(|at| at.is_some_and(|at| at.elapsed() < SILENT))
+    }
+
+    /// Takes over what gateways had to tell that are gone. A record of one stays for as long as there is any.
+    async fn take_over(&mut self) -> anyhow::Result<()> {
+        let gone: Vec<String> = self.heard.keys().filter(|name| !self.is_alive(name)).cloned().collect();
+        for name in gone {
+            let keys = self.gateway.records.keys_of(&key(&name, "*", "*")).await?;
+            if keys.is_empty() {
+                self.gateway.records.remove(&alive_key(&name)).await?;
+                self.heard.remove(&name);
+            }
+            for key in keys.iter().take(TAKEN_OVER_MAX) {
+                self.claim(key).await?;
+            }
         }
         Ok(())
+    }
+
+    /// Makes a hook this gateway's, unless somebody is quicker.
+    async fn claim(&self, from: &str) -> anyhow::Result<()> {
+        let records = &self.gateway.records;
+        let Some(found) = records.get::<Hook>(from).await? else { return Ok(()) };
+        let is_free =
+            found.record.claimed.as_ref().is_none_or(|name| *name == self.gateway.name || !self.is_alive(name));
+        let claimed = Hook { claimed: Some(self.gateway.name.clone()), ..found.record };
+        if !is_free || records.update(from, &claimed, found.revision).await?.is_none() {
+            return Ok(());
+        }
+        let Some((tenant, job_id)) = job_of(from) else { return records.remove(from).await };
+        let noted = Noted { key: key(&self.gateway.name, tenant.as_str(), job_id.as_str()), url: claimed.url.clone() };
+        if records.create(&noted.key, &Hook { claimed: None, ..claimed }).await? {
+            self.gateway.tell_hook(noted);
+        }
+        records.remove(from).await
     }
 }
 
 /// Waits for a job's end and tells it.
-async fn tell(gateway: Arc<Gateway>, key: String, url: String) {
-    let mut tokens = key.split('.').skip(1);
-    let tenant = tokens.next().and_then(|token| Token::encode(&Token::decode(token).ok()?).ok());
-    let names = (tenant, tokens.next().and_then(|id| JobId::new(id).ok()));
-    if let (Some(tenant), Some(job_id)) = names
+async fn tell(gateway: Arc<Gateway>, Noted { key, url }: Noted) {
+    if let Some((tenant, job_id)) = job_of(&key)
         && let Some(result) = result(&gateway, &tenant, &job_id).await
     {
         let kind = format!("job.{}", status(&result));
@@ -195,6 +198,14 @@ async fn tell(gateway: Arc<Gateway>, key: String, url: String) {
         tracing::warn!(key, error = format!("{error:#}"), "webhook that was told not removed, trying again");
         tokio::time::sleep(WATCH_AGAIN).await;
     }
+}
+
+/// The tenant and the job in the key of a hook.
+fn job_of(key: &str) -> Option<(Token, JobId)> {
+    let mut tokens = key.rsplit('.');
+    let job_id = JobId::new(tokens.next()?).ok()?;
+    let tenant = Token::encode(&Token::decode(tokens.next()?).ok()?).ok()?;
+    Some((tenant, job_id))
 }
 
 /// The result of a job; none if it is gone.

@@ -81,15 +81,19 @@ pub async fn create(
     }
     let asked = Asked::of_job(job, &headers, &caller)?;
     let address = &asked.submission.address;
-    let is_hooked = match &webhook_url {
-        Some(url) => gateway.hook(&caller.token, &address.job_id, url).await?,
-        None => false,
+    let hook = match &webhook_url {
+        Some(url) => gateway.note_hook(&caller.token, &address.job_id, url).await?,
+        None => None,
     };
-    if let Err(error) = gateway.send(&asked, &caller).await {
-        if is_hooked {
-            gateway.unhook(&caller.token, &address.job_id).await;
+    match (gateway.send(&asked, &caller).await, hook) {
+        (Ok(_), Some(hook)) => gateway.tell_hook(hook),
+        (Ok(_), None) => {}
+        (Err(error), hook) => {
+            if let Some(hook) = hook {
+                gateway.forget_hook(hook).await;
+            }
+            return Err(error);
         }
-        return Err(error);
     }
     let job = JobObject {
         id: address.job_id.to_string(),

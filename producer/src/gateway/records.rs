@@ -18,8 +18,6 @@ use serde::de::DeserializeOwned;
 pub enum Kind {
     Files,
     Batches,
-    /// Of what is to be told of jobs, by their ids.
-    Hooks,
 }
 
 /// A record and the revision that it has.
@@ -35,14 +33,14 @@ pub struct Records {
 }
 
 impl Kind {
-    /// The first part of the keys under which gateways say that they live.
+    /// The first part of the keys under which gateways say that they live, and of what they have to tell of jobs.
     pub const GATEWAYS: &str = "gateways";
+    pub const HOOKS: &str = "hooks";
 
     fn prefix(self) -> &'static str {
         match self {
             Self::Files => "files",
             Self::Batches => "batches",
-            Self::Hooks => "hooks",
         }
     }
 
@@ -130,13 +128,18 @@ impl Records {
 
     /// The keys of records, the newest first: ids are in the order of their making.
     pub async fn keys(&self, kind: Kind, tenant: Option<&Token>) -> anyhow::Result<Vec<String>> {
-        let stream = self.jetstream.get_stream_no_info(format!("KV_{BATCHES_BUCKET}")).await?;
-        let found = stream.info_with_subjects(subject(&kind.filter(tenant))).await?;
-        let prefix = subject("");
-        let key = |(subject, _): (String, usize)| subject.strip_prefix(&prefix).unwrap_or_default().to_owned();
-        let mut keys: Vec<String> = found.map_ok(key).try_collect().await?;
+        let mut keys = self.keys_of(&kind.filter(tenant)).await?;
         keys.sort_by(|a, b| id_of(b).cmp(id_of(a)));
         Ok(keys)
+    }
+
+    /// The keys that a filter lets through, in no order.
+    pub async fn keys_of(&self, filter: &str) -> anyhow::Result<Vec<String>> {
+        let stream = self.jetstream.get_stream_no_info(format!("KV_{BATCHES_BUCKET}")).await?;
+        let found = stream.info_with_subjects(subject(filter)).await?;
+        let prefix = subject("");
+        let key = |(subject, _): (String, usize)| subject.strip_prefix(&prefix).unwrap_or_default().to_owned();
+        Ok(found.map_ok(key).try_collect().await?)
     }
 }
 

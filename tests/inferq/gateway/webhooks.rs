@@ -121,15 +121,18 @@ async fn the_end_of_a_job_is_told_with_a_signature() {
 }
 
 #[tokio::test]
-async fn another_gateway_tells_what_a_killed_one_had_to() {
+async fn another_gateway_tells_what_one_that_is_gone_had_to() {
     let deployment = Deployment::new(&echo_registry(0, "")).await;
     let mut hook = Hook::new(0).await;
-    let (one, _other) = (hook.gateway(&deployment).await, hook.gateway(&deployment).await);
+    let _other = hook.gateway(&deployment).await;
     let mut sent = Vec::new();
-    for _ in 0..20 {
-        sent.push(send(&one, &hook.url()).await);
+    for signal in ["-KILL", "-TERM"] {
+        let one = hook.gateway(&deployment).await;
+        for _ in 0..10 {
+            sent.push(send(&one, &hook.url()).await);
+        }
+        one.signal(signal);
     }
-    one.signal("-KILL");
     let _worker = deployment.worker("echo").await;
     let mut told = Vec::new();
     while told.len() < sent.len() {

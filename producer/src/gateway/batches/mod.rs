@@ -20,10 +20,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-pub use self::drive::now;
 pub use self::drivers::keep;
 pub use self::record::{BatchObject, Status};
 
+use self::drive::now;
 use self::record::{BatchRecord, Counts, Webhook};
 use super::Gateway;
 use super::asked::{Body, idempotency_key, read_json};
