@@ -29,6 +29,7 @@ fn number(activation: Activation) -> i32 {
         Activation::Silu => 3,
         Activation::Relu => 4,
         Activation::Tanh => 5,
+        Activation::QuickGelu => 6,
     }
 }
 

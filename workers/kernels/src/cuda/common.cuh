@@ -20,6 +20,7 @@ __device__ inline float activated(float x, int activation) {
     case 3: return x / (1 + expf(-x));
     case 4: return fmaxf(x, 0);
     case 5: return tanhf(x);
+    case 6: return x / (1 + expf(-1.702f * x));
     default: return x;
     }
 }
