@@ -140,33 +140,39 @@ impl std::fmt::Debug for Grammars {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use std::collections::HashMap;
 
     use tokenizers::Tokenizer;
 
     use super::*;
 
-    const END: u32 = 0;
-
-    /// A token for each character that can be printed, and one for the end.
-    fn text() -> Text {
-        let letters = (' '..='~').map(String::from).zip(1_u32..);
-        let vocabulary: HashMap<String, u32> = letters.chain([("<end>".to_owned(), END)]).collect();
-        let end = json!({
-            "id": END, "content": "<end>", "special": true, "single_word": false, "lstrip": false, "rstrip": false,
-            "normalized": false,
-        });
+    /// A token for each special text, of which the first one ends an answer, and for each character that can be printed.
+    pub fn letters(special: &[&str]) -> Text {
+        let added = |(id, content): (u32, &&str)| {
+            json!({
+                "id": id, "content": content, "special": true, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false,
+            })
+        };
+        let added: Vec<Value> = (0..).zip(special).map(added).collect();
+        let letters =
+            special.iter().map(|&text| text.to_owned()).chain(('\n'..='~').filter(is_printed).map(String::from));
+        let vocabulary: HashMap<String, u32> = letters.zip(0..).collect();
         let document = json!({
-            "version": "1.0", "added_tokens": [end], "decoder": {"type": "Fuse"},
-            "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<end>"},
+            "version": "1.0", "added_tokens": added, "decoder": {"type": "Fuse"},
+            "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": special[0]},
         });
-        Text::generation(Tokenizer::from_bytes(document.to_string()).unwrap(), None, None, Some(END), 100)
+        Text::generation(Tokenizer::from_bytes(document.to_string()).unwrap(), None, None, Some(0), 100)
+    }
+
+    fn is_printed(letter: &char) -> bool {
+        *letter == '\n' || *letter >= ' '
     }
 
     #[test]
     fn whatever_is_drawn_follows_the_schema() {
-        let text = text();
+        let text = letters(&["<end>"]);
         let schema = json!({
             "type": "object",
             "properties": { "name": { "enum": ["ant", "bee"] }, "legs": { "type": "integer", "minimum": 4, "maximum": 12 } },
@@ -195,14 +201,14 @@ mod tests {
 
     #[test]
     fn an_answer_that_does_not_follow_its_grammar_can_neither_go_on_nor_is_it_whole() {
-        let text = text();
+        let text = letters(&["<end>"]);
         let mut progress = text.grammar(&json!({ "type": "integer" })).unwrap().after(&text.encode("x").unwrap());
         assert!(progress.allowed().is_none() && !progress.is_at_end());
     }
 
     #[test]
     fn a_schema_that_cannot_be_followed_is_told() {
-        let error = text().grammar(&json!({ "type": "strange" })).unwrap_err();
+        let error = letters(&["<end>"]).grammar(&json!({ "type": "strange" })).unwrap_err();
         assert!(error.contains("strange"), "{error}");
         assert!(Text::bytes(9, 9).grammar(&json!({})).unwrap_err().contains("cannot be held"));
     }

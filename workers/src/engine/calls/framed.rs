@@ -99,7 +99,11 @@ impl Frame {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::engine::grammar::in_style;
+    use crate::engine::grammar::tests::letters;
 
     fn call(name: &str, arguments: &str) -> Call {
         Call { name: name.to_owned(), arguments: arguments.to_owned() }
@@ -148,5 +152,56 @@ mod tests {
         let said = TAGGED.read("<tool_call>\n{\"name\": \"a\", \"arguments\": {\"x\": \"lo", true);
         assert_eq!(said.calls, [call("a", "{\"x\": \"lo")]);
         assert_eq!(TAGGED.read("<tool_call>\n{\"name\": \"a", true), Said::default());
+    }
+
+    #[test]
+    fn whatever_is_drawn_can_be_read() {
+        let text = letters(&["<end>"]);
+        let parameters = in_style(
+            &json!({
+                "type": "object", "properties": { "to": { "enum": ["\u{7d}\n"] }, "at": { "type": "integer", "maximum": 9 } },
+                "required": ["to", "at"], "additionalProperties": false,
+            }),
+            false,
+        );
+        let functions = ["look", "go"].map(|name| Function { name, parameters: parameters.clone() });
+        let mut random = fastrand::Rng::with_seed(5);
+        for (frame, is_required, many, content) in [TAGGED, BARE]
+            .iter()
+            .flat_map(|frame| {
+                let choices = [(true, true), (true, false), (false, true), (false, false)];
+                choices.map(|(is_required, many)| {
+                    [None, Some(&parameters)].map(|content| (frame, is_required, many, content))
+                })
+            })
+            .flatten()
+        {
+            let grammar = text.lark(frame.grammar(&functions, Choice { is_required, many }, content)).unwrap();
+            for round in 0..10 {
+                // A text seldom comes to a call by itself.
+                let begun = if round % 2 == 0 { "" } else { frame.begin };
+                let mut tokens: Vec<u32> = begun.chars().flat_map(|c| text.encode(&c.to_string()).unwrap()).collect();
+                let mut progress = grammar.after(&tokens);
+                while !progress.is_at_end() && tokens.len() < 400 {
+                    let allowed: Vec<u32> = progress.allowed().unwrap().iter().collect();
+                    let token = *random.choice(&allowed).unwrap();
+                    progress.take(token);
+                    if token == 0 {
+                        break;
+                    }
+                    tokens.push(token);
+                }
+                let said = frame.read(&text.decode(&tokens), true);
+                let is_cut = tokens.len() >= 400;
+                for call in said.calls.iter().rev().skip(usize::from(is_cut)) {
+                    let arguments: Value = serde_json::from_str(&call.arguments).unwrap();
+                    assert!(["look", "go"].contains(&call.name.as_str()) && arguments["to"] == "}\n", "{call:?}");
+                    // In the order of the schema.
+                    assert!(call.arguments.starts_with("{\"to\": "), "{call:?}");
+                }
+                assert!(many || said.calls.len() <= 1, "{said:?}");
+                assert!(begun.is_empty() && !is_required || !said.calls.is_empty(), "{said:?}");
+            }
+        }
     }
 }

@@ -69,14 +69,11 @@ pub fn grammar(functions: &[Function<'_>], choice: Choice, content: Option<&Valu
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
-
     use serde_json::json;
-    use tokenizers::Tokenizer;
 
     use super::*;
     use crate::engine::grammar::in_style;
-    use crate::engine::text::Text;
+    use crate::engine::grammar::tests::letters;
 
     const CALL: &str = "<|channel|>analysis<|message|>Look.<|end|><|start|>assistant<|channel|>commentary to=functions.look <|constrain|>json<|message|>{\"at\": 1}<|call|>";
 
@@ -108,25 +105,12 @@ mod tests {
         assert_eq!(before.reasoning, "Look.");
     }
 
-    /// A token for each character that can be printed, and the special ones.
-    fn text() -> Text {
-        let special = ["<|return|>", "<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>"];
-        let added: Vec<Value> = (0..).zip(special).map(|(id, content)| json!({
-            "id": id, "content": content, "special": true, "single_word": false, "lstrip": false, "rstrip": false,
-            "normalized": false,
-        })).collect();
-        let letters = special.map(str::to_owned).into_iter().chain((' '..='~').map(String::from));
-        let vocabulary: HashMap<String, u32> = letters.zip(0..).collect();
-        let document = json!({
-            "version": "1.0", "added_tokens": added, "decoder": {"type": "Fuse"},
-            "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<|end|>"},
-        });
-        Text::generation(Tokenizer::from_bytes(document.to_string()).unwrap(), None, None, Some(0), 100)
-    }
+    const SPECIAL: [&str; 7] =
+        ["<|return|>", "<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>"];
 
     #[test]
     fn whatever_is_drawn_can_be_read() {
-        let text = text();
+        let text = letters(&SPECIAL);
         let parameters = in_style(
             &json!({
                 "type": "object", "properties": { "at": { "type": "integer", "minimum": 0, "maximum": 9 } },
