@@ -1,14 +1,16 @@
 """Runs a batch of many lines through a gateway, and says how long it took and how much memory the gateway had at most.
-Its arguments are the gateway's URL, its process, and the number of lines."""
+Its argument is the number of lines."""
 
 import json
+import os
 import sys
 import time
 
 import openai
 
-url, process, rows = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=600)
+rows = int(sys.argv[1])
+process = os.environ["GATEWAY_PID"]
+client = openai.OpenAI(base_url=f"http://{os.environ['GATEWAY']}/v1", api_key="none", timeout=600)
 
 
 def memory(name):
