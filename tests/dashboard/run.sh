@@ -7,11 +7,8 @@ bin=${CARGO_TARGET_DIR:-$here/../../target}/release
 shots=${1:-$bin/../dashboard}
 python=$bin/../tools/dashboard-python
 command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
-if ! cmp -s "$here/requirements.txt" "$python/requirements.txt"; then
-  python3 -m venv --clear "$python"
-  "$python/bin/pip" install --quiet --require-hashes -r "$here/requirements.txt"
-  cp "$here/requirements.txt" "$python/"
-fi
+mkdir -p "$(dirname "$python")"
+"$here/../venv.sh" "$here/requirements.txt" "$python"
 mkdir -p "$shots"
 data=$(mktemp -d)
 trap 'rm -rf "$data"' EXIT
