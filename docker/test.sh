@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 
 export COMPOSE_PROJECT_NAME=inferq-test COMPOSE_FILE=docker/compose.yaml COMPOSE_PROFILES=demo
 # Free ports, so that a stack that runs already is not in the way.
-export NATS_PORT=0 PROMETHEUS_PORT=0 GRAFANA_PORT=0
+export NATS_PORT=0 GATEWAY_PORT=0 PROMETHEUS_PORT=0 GRAFANA_PORT=0
 # The tag that the stack is rolled back to.
 export PREVIOUS=test-previous
 work=$(mktemp -d)

@@ -37,6 +37,7 @@ cases() {
   done
   echo "production-gpu-spot -f chart/values-production.yaml -f chart/values-gpu.yaml -f chart/values-spot.yaml"
   echo "minimal-accounts -f chart/values-minimal.yaml -f chart/values-accounts.yaml"
+  echo "production-tls-first -f chart/values-production.yaml --set nats.tls.first=true"
   echo "production-rollout -f chart/values-production.yaml -f chart/values-rollout.yaml"
 }
 

@@ -2,21 +2,22 @@
 
 import os
 import socket
+import ssl
 
 import stack
 from batch import EMBED, Batch
 from docker import COMPOSE, WORK, check, compose, container, docker, eventually, health, inspect, run
 
 PROJECT = os.environ["COMPOSE_PROJECT_NAME"]
-# The volumes of keys, and accounts, that a service has.
+# The volumes of keys, certificates and accounts that a service has.
 HELD = {
-    "nats": {"accounts"},
-    "setup": {"key-admin"},
-    "worker-embed": {"key-worker"},
-    "worker-generate": {"key-worker"},
-    "worker-speech": {"key-worker"},
-    "logger": {"key-logger"},
-    "gateway": {"key-gateway"},
+    "nats": {"accounts", "tls-server"},
+    "setup": {"key-admin", "tls-client"},
+    "worker-embed": {"key-worker", "tls-client"},
+    "worker-generate": {"key-worker", "tls-client"},
+    "worker-speech": {"key-worker", "tls-client"},
+    "logger": {"key-logger", "tls-client"},
+    "gateway": {"key-gateway", "tls-client"},
     "prometheus": set(),
 }
 
@@ -24,20 +25,40 @@ HELD = {
 def check_accounts():
     for service, held in HELD.items():
         mounts = {mount.get("Name", "").removeprefix(f"{PROJECT}_") for mount in inspect(container(service))["Mounts"]}
-        found = {name for name in mounts if name in ("accounts", "keys") or name.startswith("key-")}
+        found = {name for name in mounts if name in ("accounts", "keys") or name.startswith(("key-", "tls-"))}
         check(f"{service} has its own key and no other", found == held, " ".join(sorted(found)))
-    check("NATS lets nobody in without a key", "Authorization Violation" in greet_without_key())
+    folder = take_certificates()
+    said = greet_without_key(folder, has_certificate=True)
+    check("NATS lets nobody in without a key", "Authorization Violation" in said, said.strip())
+    said = greet_without_key(folder, has_certificate=False)
+    check("NATS does not speak with whom has no certificate", "certificate required" in said, said.strip())
     check_tenants()
     check_rotation()
 
 
-def greet_without_key():
+def take_certificates():
+    """What README.md says that a client on this machine is given."""
+    folder = os.path.join(WORK, "tls")
+    docker("cp", f"{container('tls-client')}:/data", folder)
+    return folder
+
+
+def greet_without_key(folder, has_certificate):
+    context = ssl.create_default_context(cafile=os.path.join(folder, "ca.pem"))
+    if has_certificate:
+        context.load_cert_chain(os.path.join(folder, "client.pem"), os.path.join(folder, "client.key"))
     host, port = compose("port", "nats", "4222").rsplit(":", 1)
-    with socket.create_connection((host, int(port)), timeout=10) as server:
-        server.sendall(b'CONNECT {"verbose":false}\r\nPING\r\n')
+    with socket.create_connection((host, int(port)), timeout=10) as plain:
+        greeting = plain.recv(4096)
+        assert greeting.startswith(b"INFO "), greeting
         said = ""
-        while received := server.recv(4096):
-            said += received.decode()
+        try:
+            with context.wrap_socket(plain, server_hostname="localhost") as server:
+                server.sendall(b'CONNECT {"verbose":false}\r\nPING\r\n')
+                while received := server.recv(4096):
+                    said += received.decode()
+        except OSError as error:
+            said += str(error)
     return said
 
 

@@ -14,6 +14,7 @@ def main():
     stack.start()
     stack.check_hardening()
     stack.check_demo()
+    stack.check_gateway()
     accounts.check_accounts()
     answered = stack.check_kills() | stack.check_partition()
     stack.check_account(answered)

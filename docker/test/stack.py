@@ -4,16 +4,17 @@ import json
 import os
 import re
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 
-from batch import Batch
+from batch import GENERATE, Batch
 from docker import COMPOSE, check, compose, container, docker, eventually, health, inspect, read, run
 
 # Grafana is in no registry of packages, so it has no stand-in: only its files are checked, by what they ask.
 SERVICES = ["nats", "worker-embed", "worker-generate", "worker-speech", "logger", "gateway", "prometheus"]
 KEYS = ["key-admin", "key-worker", "key-logger", "key-gateway", "key-demo"]
-ENDED = ["accounts", *KEYS, "setup", "fetch-embed", "fetch-generate", "fetch-speech"]
+ENDED = ["accounts", "certificates", "tls-server", "tls-client", *KEYS, "setup", "fetch-embed", "fetch-generate", "fetch-speech"]
 DASHBOARD = os.path.join(os.path.dirname(__file__), "../grafana/dashboards")
 PROJECT = os.environ["COMPOSE_PROJECT_NAME"]
 PREVIOUS = os.environ["PREVIOUS"]
@@ -71,6 +72,28 @@ def check_demo():
     speech = demo("demo-speech")
     heard = speech.returncode == 0 and "Dashwood" in speech.stdout
     check("the demo writes down what is said", heard, speech.stderr.strip())
+
+
+def check_gateway():
+    """OpenAI's API from outside, with a key that is made as compose.yaml says."""
+    make = ["exec", "-T", "gateway", "/usr/local/bin/inferq", "keys", "create", "--name", "me", "--output", "json"]
+    secret = json.loads(compose(*make))["secret"]
+    address = compose("port", "gateway", "8080")
+
+    def ask(secret):
+        body = {"model": GENERATE, "max_tokens": 8, "messages": [{"role": "user", "content": "Say hello."}]}
+        headers = {"authorization": f"Bearer {secret}", "content-type": "application/json"}
+        request = urllib.request.Request(f"http://{address}/v1/chat/completions", json.dumps(body).encode(), headers)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as refused:
+            return refused.code, json.load(refused)
+
+    status, answer = ask(secret)
+    check("the gateway answers over HTTP", status == 200 and answer["choices"][0]["message"]["content"], f"{answer}")
+    check("the gateway lets nobody in without a key", ask("sk-none")[0] == 401)
+    Batch.submitted += 1
 
 
 def check_metrics():

@@ -1,5 +1,6 @@
 //! The command line of `inferq`, and the environment variables that stand in for its flags.
 
+pub mod certificates;
 pub mod dead;
 pub mod gateway;
 pub mod tenants;
@@ -13,6 +14,7 @@ use producer::batch::Format;
 use schemas::subject::{JobId, Lane};
 use traces::TraceArgs;
 
+use self::certificates::CertificatesArgs;
 use self::dead::DeadCommand;
 use self::gateway::{GatewayArgs, KeysCommand};
 use self::tenants::TenantsCommand;
@@ -67,6 +69,8 @@ pub enum Command {
     /// Keep tenants apart: their accounts and keys, and what NATS servers are to know of them
     #[command(subcommand)]
     Tenants(TenantsCommand),
+    /// Make certificates for TLS: an authority, and what it signs for a NATS server and for programs
+    Certificates(CertificatesArgs),
     /// Answer OpenAI's HTTP API with jobs
     Gateway(Box<GatewayArgs>),
     /// Look after the gateway's API keys

@@ -4,6 +4,7 @@
 pub mod access;
 pub mod batch;
 pub mod cancel;
+pub mod certificates;
 pub mod client;
 pub mod cost;
 pub mod dead;
@@ -19,6 +20,7 @@ pub mod submit;
 mod tenants;
 pub mod tokens;
 mod trace;
+mod whole;
 
 pub use client::Client;
 pub use submission::{Submission, SubmitOptions, WhenFull};

@@ -77,6 +77,7 @@ async fn obey(command: Command, nats: &NatsArgs, traces: Traces, output: Output)
         Command::Cancel(args) => command::cancel::run(nats, output, args).await,
         Command::Dead(args) => command::dead::run(nats, output, args).await,
         Command::Tenants(command) => command::tenants::run(output, command),
+        Command::Certificates(args) => command::certificates::run(output, &args),
         Command::Gateway(args) => command::gateway::run(nats, traces, *args).await,
         Command::Keys(command) => command::keys::run(nats, output, command).await,
         Command::Status(args) => command::status::run(nats, output, args).await,

@@ -69,14 +69,7 @@ mod tests {
             let event = LogEvent::Started { queue_seconds: number };
             let record = LogRecord { time: text(), job_id: text(), model: text(), worker: text(), attempt: 1, event };
             assert!(Encoding::MessagePack.decode::<LogMessage>(&Encoding::MessagePack.encode(&vec![record])).is_err());
-            let pace = Pace {
-                worker: text(),
-                model: text(),
-                unit_seconds: Some(number),
-                job_cost: None,
-                device: None,
-                in_flight: 0,
-            };
+            let pace = Pace { worker: text(), model: text(), unit_seconds: Some(number), ..Pace::default() };
             assert!(Encoding::MessagePack.decode::<Pace>(&Encoding::MessagePack.encode(&pace)).is_err());
         }
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 pub const SUBJECT: &str = "inferq.pace";
 
 /// A worker's answer. The unit is what the model's cost is counted in: tokens of text.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq)]
 pub struct Pace {
     pub worker: String,
     pub model: String,
@@ -23,4 +23,7 @@ pub struct Pace {
     /// Jobs that it holds.
     #[serde(default)]
     pub in_flight: u64,
+    /// Sequences that a step of its engine moves on, on average of the last ones. Null until it has done one.
+    #[serde(default, deserialize_with = "crate::number::finite", skip_serializing_if = "Option::is_none")]
+    pub batch_size: Option<f64>,
 }

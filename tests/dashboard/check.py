@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 import socket
 import subprocess
@@ -92,6 +93,7 @@ def look(browser, gateway, batch):
     expect(page.locator("#link")).to_contain_text("live", timeout=PATIENCE)
     expect(page.locator("#queues tbody tr")).to_have_count(6)
     expect(page.locator("#workers tbody tr")).to_have_count(2)
+    expect(page.locator("#workers tbody tr").first).to_contain_text(re.compile(r"cpu\s*\d+\s*\d+\.\d"))
     row = page.locator(f"#batches tr[data-key={batch}]")
     expect(row).to_contain_text("in progress", timeout=PATIENCE)
     expect(row.locator("button")).to_have_count(2)

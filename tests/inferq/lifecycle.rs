@@ -93,7 +93,7 @@ async fn a_worker_waits_for_setup_and_starts_when_it_was_done() {
     let mut waiting =
         command.arg("--registry").arg(&deployment.registry).stderr(std::process::Stdio::null()).spawn().unwrap();
     let id = submit_many(&deployment, 1).await.remove(0);
-    assert!(deployment.inferq(&["setup", "--registry", deployment.registry.to_str().unwrap()]).status.success());
+    deployment.set_up();
     assert_eq!(content(&deployment.result(&id).await.1), "0");
     waiting.kill().unwrap();
     waiting.wait().unwrap();
@@ -120,7 +120,7 @@ async fn health_says_whether_the_program_at_the_admin_address_is_ready() {
         (health("inferq-worker") == (Some(1), "inferq-worker: not ready: starting\n".to_owned())).then_some(())
     })
     .await;
-    assert!(deployment.inferq(&["setup", "--registry", deployment.registry.to_str().unwrap()]).status.success());
+    deployment.set_up();
     eventually("the worker is ready", async || (health("inferq-worker").0 == Some(0)).then_some(())).await;
     assert_eq!(health("inferq-logger").0, Some(0), "it asks the same question");
 }

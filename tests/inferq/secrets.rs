@@ -58,6 +58,9 @@ impl Told {
                 vec![
                     ("NATS_URL", url.to_owned()),
                     ("NATS_PASSWORD", PASSWORD.to_owned()),
+                    // Nobody listens there: what is said of that is looked at, too.
+                    ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1".to_owned()),
+                    ("OTEL_EXPORTER_OTLP_HEADERS", format!("authorization=Bearer {PASSWORD}")),
                     ("INFERQ_INDEX_URL", format!("https://ann:{PASSWORD}@index.test/simple")),
                 ],
             ),

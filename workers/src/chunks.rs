@@ -143,6 +143,10 @@ impl Telling<'_> {
             let answers = made.borrow_and_update().answers.clone();
             for (index, Generated { tokens, logprobs }) in answers.iter().enumerate() {
                 let before = self.before.get(index).map_or(&[][..], Vec::as_slice);
+                let known = self.published.answers.get(index).map_or(0, |answer| answer.tokens.len());
+                if before.len() + tokens.len() <= known {
+                    continue;
+                }
                 let (tokens, logprobs_after) = ([before, tokens].concat(), before.len());
                 let text = self.of.settled(&tokens);
                 let (tokens, text) = (&tokens[..], &text[..]);

@@ -2,7 +2,7 @@
 //!
 //! A unit is a token. Time counts while anything is in flight, so that the pace is that of all jobs together.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_nats::Client;
@@ -11,7 +11,7 @@ use schemas::codec::Encoding;
 use schemas::pace;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use std::sync::Arc;
+use crate::engine::thread::Steps;
 
 /// Busy time that makes one measurement.
 const SPAN: Duration = Duration::from_secs(1);
@@ -24,6 +24,7 @@ pub struct Pace {
     worker: String,
     model: String,
     device: &'static str,
+    steps: Arc<Steps>,
     measured: Mutex<Measured>,
 }
 
@@ -41,8 +42,8 @@ struct Measured {
 }
 
 impl Pace {
-    pub fn new(worker: &str, model: &str, device: &'static str) -> Self {
-        Self { worker: worker.to_owned(), model: model.to_owned(), device, measured: Mutex::default() }
+    pub fn new(worker: &str, model: &str, device: &'static str, steps: Arc<Steps>) -> Self {
+        Self { worker: worker.to_owned(), model: model.to_owned(), device, steps, measured: Mutex::default() }
     }
 
     pub fn begin(&self) {
@@ -67,6 +68,7 @@ impl Pace {
             job_cost,
             device: Some(self.device.to_owned()),
             in_flight: measured.in_flight as u64,
+            batch_size: self.steps.batch_size(),
         }
     }
 

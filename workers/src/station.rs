@@ -81,7 +81,7 @@ pub async fn look_up(
                 let client = connection.client.clone();
                 let running = Running::default();
                 let cache = Cache::new(model.cache, connection, &origin.identity());
-                let pace = Arc::new(Pace::new(&name, &model.name, device));
+                let pace = Arc::new(Pace::new(&name, &model.name, device, engine.watch()));
                 let station = Station {
                     name,
                     model,

@@ -46,9 +46,12 @@ impl Trace {
         let own = Context::new().with_remote_span_context(span.span_context().clone());
         let is_kept = span.is_recording();
         let trace = Self { traces: traces.clone(), context: own, is_kept, span: Mutex::new(span) };
-        // The wait came before the delivery: it stands beside it, below the span of the sender, where there is one.
-        let above = if sent.span().span_context().is_valid() { &sent } else { &trace.context };
-        trace.tell_below(above, "queue", (received.published.into(), SystemTime::now()));
+        // The wait came before the delivery: it stands beside it, below the span of the sender, where there is one. When a
+        // job that was given back began to wait again, nobody knows.
+        if received.delivered <= 1 {
+            let above = if sent.span().span_context().is_valid() { &sent } else { &trace.context };
+            trace.tell_below(above, "queue", (received.published.into(), SystemTime::now()));
+        }
         Some(Box::new(trace))
     }
 

@@ -4,9 +4,9 @@
 //! decides who may do what. Servers are given public keys alone.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use nkeys::{KeyPair, KeyPairType};
@@ -18,6 +18,7 @@ use time::OffsetDateTime;
 use super::claims::{self, Claims};
 use super::conf;
 use super::plan::{self, CORE, Crossing, LOG, WORK};
+use crate::whole::{PUBLIC, SECRET, write_whole};
 
 /// What a server includes.
 const CONF: &str = "accounts.conf";
@@ -281,7 +282,7 @@ impl Folder {
                 )
             }
         };
-        write_whole(&self.secret(role)?, text.as_bytes(), 0o600)?;
+        put(&self.secret(role)?, text.as_bytes(), SECRET)?;
         self.state.users.insert(account, public);
         Ok(())
     }
@@ -294,8 +295,8 @@ impl Folder {
             Mode::Operator => self.signed(&tenants)?,
         };
         let state = serde_json::to_vec_pretty(&self.state).expect("the state is plain JSON");
-        write_whole(&self.conf(), text.as_bytes(), 0o644)?;
-        write_whole(&self.path.join(STATE), &state, 0o644)
+        put(&self.conf(), text.as_bytes(), PUBLIC)?;
+        put(&self.path.join(STATE), &state, PUBLIC)
     }
 
     /// The configuration of servers that trust the operator.
@@ -348,7 +349,7 @@ fn key(kind: KeyPairType, path: &Path, exists: bool) -> Result<KeyPair, AccessEr
         Ok(seed) => Ok(KeyPair::from_seed(seed.trim())?),
         Err(error) if error.kind() == io::ErrorKind::NotFound && !exists => {
             let key = KeyPair::new(kind);
-            write_whole(path, format!("{}\n", key.seed()?).as_bytes(), 0o600)?;
+            put(path, format!("{}\n", key.seed()?).as_bytes(), SECRET)?;
             Ok(key)
         }
         Err(error) => Err(failed(path)(error)),
@@ -368,21 +369,6 @@ fn failed(path: &Path) -> impl Fn(io::Error) -> AccessError {
     move |error| AccessError::File { path: path.clone(), reason: error.to_string() }
 }
 
-/// Writes a file in one step, so that nobody ever reads a part of it, and nobody else a secret.
-fn write_whole(path: &Path, text: &[u8], mode: u32) -> Result<(), AccessError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let new = PathBuf::from(name);
-    let write = || {
-        // One that a crash has left may have another mode.
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
-        file.write_all(text)?;
-        file.sync_all()?;
-        fs::rename(&new, path)
-    };
-    write().map_err(failed(path))
+fn put(path: &Path, text: &[u8], mode: u32) -> Result<(), AccessError> {
+    write_whole(path, text, mode).map_err(failed(path))
 }

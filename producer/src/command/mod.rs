@@ -2,6 +2,7 @@
 
 pub mod batch;
 pub mod cancel;
+pub mod certificates;
 pub mod dead;
 pub mod gateway;
 pub mod keys;

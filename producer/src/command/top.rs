@@ -114,8 +114,8 @@ fn draw(frame: &mut Frame, snapshot: &Snapshot, first: usize, trouble: Option<&s
     let shown = snapshot.queues.iter().skip(first).map(queue);
     let names = ["MODEL", "LANE", "WAITING", "IN FLIGHT", "OLDEST", "RATE", "EMPTY IN"];
     frame.render_widget(table(names, [24, 9, 10, 10, 9, 9, 9], shown), queues);
-    let names = ["WORKER", "MODEL", "DEVICE", "JOBS HELD", "TOKENS/S"];
-    frame.render_widget(table(names, [28, 24, 8, 10, 10], snapshot.workers.iter().map(worker)), workers);
+    let names = ["WORKER", "MODEL", "DEVICE", "JOBS HELD", "BATCH", "TOKENS/S"];
+    frame.render_widget(table(names, [28, 24, 8, 10, 8, 10], snapshot.workers.iter().map(worker)), workers);
     let names = ["BATCH", "TENANT", "STATUS", "DONE", "FAILED"];
     frame.render_widget(table(names, [39, 12, 12, 20, 8], snapshot.batches.iter().map(batch)), batches);
     let foot_text = trouble.map_or(Line::from("q quits, up and down move").dim(), |trouble| Line::from(trouble).red());
@@ -143,13 +143,14 @@ fn queue(Queue { lane, rate }: &Queue) -> [String; 7] {
     ]
 }
 
-fn worker(pace: &Pace) -> [String; 5] {
+fn worker(pace: &Pace) -> [String; 6] {
     let rate = pace
         .unit_seconds
         .filter(|seconds| *seconds > 0.0)
         .map_or("-".to_owned(), |seconds| format!("{:.0}", 1.0 / seconds));
     let device = pace.device.clone().unwrap_or_else(|| "-".to_owned());
-    [pace.worker.clone(), pace.model.clone(), device, pace.in_flight.to_string(), rate]
+    let batch = pace.batch_size.map_or("-".to_owned(), |size| format!("{size:.1}"));
+    [pace.worker.clone(), pace.model.clone(), device, pace.in_flight.to_string(), batch, rate]
 }
 
 fn batch(TenantBatch { tenant, batch }: &TenantBatch) -> [String; 5] {
@@ -199,6 +200,7 @@ mod tests {
             job_cost: None,
             device: Some("cpu".into()),
             in_flight: 3,
+            batch_size: Some(2.25),
         };
         let stream = StreamStatus { messages: 7, bytes: 0 };
         let snapshot = Snapshot {
@@ -219,7 +221,7 @@ mod tests {
             line.unwrap_or_else(|| panic!("no {name} in\n{screen}")).split_whitespace().collect::<Vec<_>>().join(" ")
         };
         assert!(line("flex").contains("m flex 12 3 4 s 2.5/s 2 min"), "{screen}");
-        assert!(line("w-1").contains("w-1 m cpu 3 100"), "{screen}");
+        assert!(line("w-1").contains("w-1 m cpu 3 2.2 100"), "{screen}");
     }
 
     #[test]

@@ -17,6 +17,9 @@ const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 /// The job that a request has become.
 pub const JOB_ID: HeaderName = HeaderName::from_static("x-inferq-job-id");
 
+/// The code of what the queue did not confirm or could not be asked.
+pub const QUEUE_UNAVAILABLE: &str = "queue_unavailable";
+
 /// A request that was not answered.
 #[derive(Debug)]
 pub struct ApiError {
@@ -84,6 +87,11 @@ impl ApiError {
         Self::new(StatusCode::GATEWAY_TIMEOUT, ErrorObject::server("timeout", message)).of_job(job_id).no_retry()
     }
 
+    /// Whether what was asked may have been done all the same.
+    pub fn leaves_doubt(&self) -> bool {
+        self.error.code.as_deref() == Some(QUEUE_UNAVAILABLE)
+    }
+
     pub fn retry_after(mut self, wait: Duration) -> Self {
         self.headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
         self
@@ -110,7 +118,7 @@ impl IntoResponse for ApiError {
 
 impl From<ReadError> for ApiError {
     fn from(error: ReadError) -> Self {
-        Self::unavailable("queue_unavailable", format!("the queue cannot be read: {error}"))
+        Self::unavailable(QUEUE_UNAVAILABLE, format!("the queue cannot be read: {error}"))
     }
 }
 
@@ -138,7 +146,7 @@ impl From<SubmitError> for ApiError {
             }
             SubmitError::Address(_) => Self::invalid("invalid_value", "model", message),
             SubmitError::Failed(PublishFailure::Full(_)) => Self::unavailable("queue_full", "the queue is full"),
-            SubmitError::Failed(_) | SubmitError::Read(_) => Self::unavailable("queue_unavailable", message),
+            SubmitError::Failed(_) | SubmitError::Read(_) => Self::unavailable(QUEUE_UNAVAILABLE, message),
         }
     }
 }

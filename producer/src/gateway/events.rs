@@ -23,7 +23,7 @@ use super::Gateway;
 use super::answer::{error_of, mark, respond};
 use super::asked::{self, Asked};
 use super::caller::Caller;
-use super::error::{ApiError, ApiResult};
+use super::error::{ApiError, ApiResult, QUEUE_UNAVAILABLE};
 use super::leave::{Leave, StandBy, stand_by};
 use super::metrics::Open;
 use crate::client::ReadError;
@@ -125,7 +125,7 @@ impl Gateway {
     pub async fn resume(self: Arc<Self>, caller: &Caller, place: Place, is_own: bool) -> ApiResult<Response> {
         let Place { job_id, chunk } = place;
         let stand_by = stand_by(&self.client, &caller.token, &job_id).await;
-        let stand_by = stand_by.map_err(|error| ApiError::unavailable("queue_unavailable", error.to_string()))?;
+        let stand_by = stand_by.map_err(|error| ApiError::unavailable(QUEUE_UNAVAILABLE, error.to_string()))?;
         self.known(caller, &job_id).await?;
         let chunks = self.client.tokens(&caller.token, &job_id, chunk + 1).await?.boxed();
         let is_own = is_own && !asked::is_shared(&job_id);

@@ -13,11 +13,14 @@ use schemas::subject::{JobId, Token};
 use serde::{Deserialize, Serialize};
 
 use super::Gateway;
-use super::error::{ApiError, ApiResult};
+use super::error::{ApiError, ApiResult, QUEUE_UNAVAILABLE};
 use super::jobs::status;
-use super::records::{Kind, is_record};
+use super::records::is_record;
 use crate::standing::Standing;
 
+/// The first part of the keys of what gateways have to tell, and of what they say of themselves.
+const HOOKS: &str = "hooks";
+const GATEWAYS: &str = "gateways";
 /// How often a gateway says that it lives.
 const BEAT: Duration = Duration::from_secs(2);
 /// One that is silent for so long does not.
@@ -58,7 +61,7 @@ impl Gateway {
         let key = key(&self.name, tenant.as_str(), job_id.as_str());
         let hook = Hook { url: url.to_owned(), claimed: None };
         let noted = self.records.create(&key, &hook).await;
-        let is_new = noted.map_err(|error| ApiError::unavailable("queue_unavailable", format!("{error:#}")))?;
+        let is_new = noted.map_err(|error| ApiError::unavailable(QUEUE_UNAVAILABLE, format!("{error:#}")))?;
         Ok(is_new.then(|| Noted { key, url: url.to_owned() }))
     }
 
@@ -68,7 +71,7 @@ impl Gateway {
         tokio::spawn(async move { stopping.run_until_cancelled(tell(gateway, noted)).await });
     }
 
-    /// The job was not sent.
+    /// The job was not stored.
     pub async fn forget_hook(&self, noted: Noted) {
         if let Err(error) = self.records.remove(&noted.key).await {
             tracing::warn!(key = noted.key, error = format!("{error:#}"), "webhook of no job not removed");
@@ -77,11 +80,11 @@ impl Gateway {
 }
 
 fn key(gateway: &str, tenant: &str, job_id: &str) -> String {
-    format!("{}.{gateway}.{tenant}.{job_id}", Kind::HOOKS)
+    format!("{HOOKS}.{gateway}.{tenant}.{job_id}")
 }
 
 fn alive_key(gateway: &str) -> String {
-    format!("{}.{gateway}", Kind::GATEWAYS)
+    format!("{GATEWAYS}.{gateway}")
 }
 
 /// Says that this gateway lives, and looks after the hooks of those that do not, for as long as it does.
@@ -123,7 +126,7 @@ impl Keeper {
 
     async fn follow(&mut self) -> anyhow::Result<()> {
         let bucket = self.gateway.records.bucket().await?;
-        let mut changes = bucket.watch_with_history(format!("{}.*", Kind::GATEWAYS)).await?;
+        let mut changes = bucket.watch_with_history(format!("{GATEWAYS}.*")).await?;
         let mut beats = tokio::time::interval(BEAT);
         loop {
             tokio::select! {

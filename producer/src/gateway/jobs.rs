@@ -85,16 +85,14 @@ pub async fn create(
         Some(url) => gateway.note_hook(&caller.token, &address.job_id, url).await?,
         None => None,
     };
-    match (gateway.send(&asked, &caller).await, hook) {
-        (Ok(_), Some(hook)) => gateway.tell_hook(hook),
-        (Ok(_), None) => {}
-        (Err(error), hook) => {
-            if let Some(hook) = hook {
-                gateway.forget_hook(hook).await;
-            }
-            return Err(error);
-        }
+    let sent = gateway.send(&asked, &caller).await;
+    let may_be_stored = sent.as_ref().map_or_else(ApiError::leaves_doubt, |_| true);
+    match hook {
+        Some(hook) if may_be_stored => gateway.tell_hook(hook),
+        Some(hook) => gateway.forget_hook(hook).await,
+        None => {}
     }
+    sent.map_err(|error| if may_be_stored { error.of_job(address.job_id.as_str()) } else { error })?;
     let job = JobObject {
         id: address.job_id.to_string(),
         object: "job",

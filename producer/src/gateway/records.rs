@@ -33,10 +33,6 @@ pub struct Records {
 }
 
 impl Kind {
-    /// The first part of the keys under which gateways say that they live, and of what they have to tell of jobs.
-    pub const GATEWAYS: &str = "gateways";
-    pub const HOOKS: &str = "hooks";
-
     fn prefix(self) -> &'static str {
         match self {
             Self::Files => "files",

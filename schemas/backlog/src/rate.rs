@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     fn pace(unit_seconds: Option<f64>, job_cost: Option<f64>) -> Pace {
-        Pace { worker: "w".into(), model: "m".into(), unit_seconds, job_cost, device: None, in_flight: 0 }
+        Pace { worker: "w".into(), model: "m".into(), unit_seconds, job_cost, ..Pace::default() }
     }
 
     #[test]

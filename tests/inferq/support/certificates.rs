@@ -1,10 +1,10 @@
-//! Certificates of the test's own authority, as files in PEM form.
+//! Certificates of the test's own authority, as `inferq certificates` makes them.
 
 use std::path::PathBuf;
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
-use uuid::Uuid;
+
+use super::{program, run};
 
 /// An authority, with a certificate of a server at 127.0.0.1 and one of a client.
 pub struct Certificates {
@@ -13,25 +13,16 @@ pub struct Certificates {
 
 impl Certificates {
     pub fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::default();
-        // Authorities of the same name would be taken for one whose signature is wrong.
-        params.distinguished_name.push(DnType::CommonName, Uuid::now_v7().to_string());
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        std::fs::write(folder.path().join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
-        let issuer = Issuer::new(params, key);
-        for (name, usage) in
-            [("server", ExtendedKeyUsagePurpose::ServerAuth), ("client", ExtendedKeyUsagePurpose::ClientAuth)]
-        {
-            let key = KeyPair::generate().unwrap();
-            let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-            params.extended_key_usages.push(usage);
-            std::fs::write(folder.path().join(format!("{name}.pem")), params.signed_by(&key, &issuer).unwrap().pem())
-                .unwrap();
-            std::fs::write(folder.path().join(format!("{name}.key")), key.serialize_pem()).unwrap();
-        }
-        Self { folder }
+        let certificates = Self { folder: tempfile::tempdir().unwrap() };
+        certificates.renew("127.0.0.1");
+        certificates
+    }
+
+    /// Makes new certificates of the same authority.
+    pub fn renew(&self, name: &str) {
+        let folder = self.folder.path().display().to_string();
+        let made = run(&program("inferq"), &["certificates", name, "--out", &folder], &[]);
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     }
 
     /// `ca.pem`, `server.pem`, `server.key`, `client.pem` or `client.key`.

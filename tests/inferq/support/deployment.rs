@@ -54,9 +54,14 @@ impl Deployment {
         std::fs::write(&registry, registry_text).unwrap();
         let connection = connect::connect(&nats, "tests", FirstConnect::Fail).await.unwrap();
         let deployment = Self { client: Client::new(connection), server, nats, folder, registry };
-        let setup = deployment.inferq(&["setup", "--registry", deployment.registry.to_str().unwrap()]);
-        assert!(setup.status.success(), "{}", String::from_utf8_lossy(&setup.stderr));
+        deployment.set_up();
         deployment
+    }
+
+    /// Makes streams and consumers, those that are missing.
+    pub fn set_up(&self) {
+        let setup = self.inferq(&["setup", "--registry", self.registry.to_str().unwrap()]);
+        assert!(setup.status.success(), "{}", String::from_utf8_lossy(&setup.stderr));
     }
 
     /// The same, with a running worker of its only model.

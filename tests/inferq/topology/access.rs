@@ -149,6 +149,35 @@ async fn a_server_can_ask_for_a_clients_certificate() {
 }
 
 #[tokio::test]
+async fn new_certificates_are_of_the_same_authority() {
+    let certificates = Certificates::new();
+    let read = |name: &str| std::fs::read(certificates.file(name)).unwrap();
+    let before = ["ca.pem", "ca.key", "server.pem", "server.key", "client.pem", "client.key"].map(read);
+    let server = Server::with(&certificates.server("verify: true"));
+    certificates.renew("nats.internal");
+    let after = ["ca.pem", "ca.key", "server.pem", "server.key", "client.pem", "client.key"].map(read);
+    assert_eq!(before[..2], after[..2]);
+    assert!((2..6).all(|file| before[file] != after[file]));
+    for name in ["ca.key", "server.key", "client.key"] {
+        let mode = std::fs::metadata(certificates.file(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+    // The server still has its first one.
+    let nats = NatsArgs {
+        tlsca: Some(certificates.file("ca.pem")),
+        tlscert: Some(certificates.file("client.pem")),
+        tlskey: Some(certificates.file("client.key")),
+        ..url(&server)
+    };
+    check_accepted(nats.clone()).await;
+    let elsewhere = Server::with(&certificates.server("verify: true"));
+    check_refused(&NatsArgs { server: elsewhere.url.clone(), ..nats }, FAILED, "NotValidForName", &[]);
+    let folder = certificates.file("").display().to_string();
+    let wrong = run(&program("inferq"), &["certificates", "n\u{e4}ts", "--out", &folder], &[]);
+    assert_eq!(wrong.status.code(), Some(64), "{}", String::from_utf8_lossy(&wrong.stderr));
+}
+
+#[tokio::test]
 async fn the_handshake_can_come_first() {
     let certificates = Certificates::new();
     let server = Server::with(&certificates.server("handshake_first: true"));

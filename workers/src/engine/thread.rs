@@ -112,32 +112,45 @@ impl Gate {
 
 /// What the engine's thread tells of its steps to whoever watches from outside.
 #[derive(Debug)]
-pub(super) struct Steps {
+pub struct Steps {
     origin: Instant,
     /// When the step that is on began, in milliseconds from the origin; 0 between steps.
     entered: AtomicU64,
     done: AtomicU64,
     sequences: AtomicU64,
+    /// The bits of the average size of a batch.
+    batch_size: AtomicU64,
 }
+
+/// What the newest step counts in the average size of a batch.
+const NEWEST: f64 = 0.05;
 
 impl Steps {
     fn new() -> Self {
         let zero = || AtomicU64::new(0);
-        Self { origin: Instant::now(), entered: zero(), done: zero(), sequences: zero() }
+        Self { origin: Instant::now(), entered: zero(), done: zero(), sequences: zero(), batch_size: zero() }
     }
 
-    pub fn start(&self) {
+    pub(super) fn start(&self) {
         self.entered.store(self.now().max(1), Ordering::Relaxed);
     }
 
-    pub fn stop(&self) {
+    pub(super) fn stop(&self) {
         self.entered.store(0, Ordering::Relaxed);
     }
 
-    /// Counts a step that did not fail, and the sequences it has moved on.
-    pub fn count(&self, sequences: usize) {
+    /// Counts a step that did not fail, and the sequences it has moved on. Only the engine's thread does.
+    pub(super) fn count(&self, sequences: usize) {
+        let size = sequences as f64;
+        let average = self.batch_size().map_or(size, |before| before + NEWEST * (size - before));
+        self.batch_size.store(average.to_bits(), Ordering::Relaxed);
         self.done.fetch_add(1, Ordering::Relaxed);
         self.sequences.fetch_add(sequences as u64, Ordering::Relaxed);
+    }
+
+    /// Sequences that a step moves on, on average of the last ones; none before the first.
+    pub fn batch_size(&self) -> Option<f64> {
+        (self.done.load(Ordering::Relaxed) > 0).then(|| f64::from_bits(self.batch_size.load(Ordering::Relaxed)))
     }
 
     fn now(&self) -> u64 {
@@ -203,6 +216,11 @@ impl EngineHandle {
             // The thread may hang in its step: it takes and answers nothing then.
             () = self.stopped.cancelled() => Err(EngineError::Stopped),
         }
+    }
+
+    /// What is told of the steps, for somebody who has no say in when the thread ends.
+    pub fn watch(&self) -> Arc<Steps> {
+        Arc::clone(&self.steps)
     }
 
     /// Steps done so far.

@@ -123,7 +123,7 @@ mod tests {
     }
 
     fn pace(unit_seconds: Option<f64>) -> Pace {
-        Pace { worker: "w".into(), model: "m".into(), unit_seconds, job_cost: Some(100.0), device: None, in_flight: 0 }
+        Pace { worker: "w".into(), model: "m".into(), unit_seconds, job_cost: Some(100.0), ..Pace::default() }
     }
 
     #[test]

@@ -27,6 +27,7 @@ const workers = [
   { head: "Model", of: (worker) => worker.model },
   { head: "Device", of: (worker) => worker.device ?? "–" },
   { head: "Jobs held", of: (worker) => count(worker.in_flight), number: true },
+  { head: "Batch", of: (worker) => worker.batch_size?.toFixed(1) ?? "–", number: true },
   { head: "Tokens", of: (worker) => (worker.unit_seconds ? rate(1 / worker.unit_seconds) : "–"), number: true },
   { head: "Tokens a job", of: (worker) => (worker.job_cost ? count(Math.round(worker.job_cost)) : "–"), number: true },
 ];
