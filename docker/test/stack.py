@@ -16,6 +16,7 @@ SERVICES = ["nats", "worker-embed", "worker-generate", "worker-speech", "logger"
 KEYS = ["key-admin", "key-worker", "key-logger", "key-gateway", "key-demo"]
 ENDED = ["accounts", "certificates", "tls-server", "tls-client", *KEYS, "setup", "fetch-embed", "fetch-generate", "fetch-speech"]
 DASHBOARD = os.path.join(os.path.dirname(__file__), "../grafana/dashboards")
+ALERTS = os.path.join(os.path.dirname(__file__), "../../k8s/chart/files/alerts.yaml")
 PROJECT = os.environ["COMPOSE_PROJECT_NAME"]
 PREVIOUS = os.environ["PREVIOUS"]
 DEMO_ROWS = 32
@@ -97,7 +98,7 @@ def check_gateway():
 
 
 def check_metrics():
-    """Every query of every panel gives a number, and every target is up."""
+    """Every query of every panel gives a number, every metric of the alerts is there, and every target is up."""
     asked("up", "every target is up", lambda values: len(values) == 6 and set(values) == {1.0})
     for file in sorted(os.listdir(DASHBOARD)):
         with open(os.path.join(DASHBOARD, file), encoding="utf-8") as dashboard:
@@ -106,6 +107,16 @@ def check_metrics():
             for target in panel["targets"]:
                 query = target["expr"].replace("$__rate_interval", "5m")
                 asked(query, f"{file}: {panel['title']} {target['refId']} has data", lambda values: values)
+    for name in asked_by_alerts():
+        # The queue's are gone once it is empty.
+        asked(f"count(last_over_time({name}[1h]))", f"alerts: {name} has data", lambda values: values)
+
+
+def asked_by_alerts():
+    """The metrics that the chart's alerts look at."""
+    with open(ALERTS, encoding="utf-8") as file:
+        rules = re.sub(r"(?m)^ *(#|- alert:|summary:|description:|runbook_url:).*$", "", file.read())
+    return sorted(set(re.findall(r"\b(?:inferq|http_server)_\w+", rules)))
 
 
 def asked(query, name, wanted):

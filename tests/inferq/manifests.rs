@@ -10,7 +10,7 @@ use schemas::stream;
 use serde_json::Value;
 use workers::{config, logger};
 
-use crate::support::{program, root, run};
+use crate::support::{Deployment, program, root, run};
 
 /// What a pod is given beyond the worker's own grace period, at the least: to end a pull, to hand jobs back, to close.
 const MARGIN_SECONDS: u64 = 15;
@@ -214,4 +214,16 @@ fn no_pod_has_privileges_or_a_token() {
             assert_eq!(security["capabilities"]["drop"][0], "ALL");
         }
     }
+}
+
+#[tokio::test]
+async fn the_server_of_the_compose_file_has_room_for_what_set_up_reserves() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
+    let conf = read("docker/nats/nats.conf");
+    let size = conf.lines().find_map(|line| line.trim().strip_prefix("max_file_store: ")?.strip_suffix("GB")).unwrap();
+    let room = size.parse::<u64>().unwrap() << 30;
+    let deployment = Deployment::new(&read("workers/models.toml")).await;
+    let told = reqwest::get(format!("{}/jsz", deployment.server.monitor())).await.unwrap();
+    let reserved = told.json::<Value>().await.unwrap()["reserved_storage"].as_u64().unwrap();
+    assert!(reserved > 0 && reserved * 10 / 9 < room, "{reserved} of {room} bytes");
 }

@@ -125,7 +125,7 @@ async fn the_end_of_a_job_is_told_that_was_not_known_to_be_stored() {
     let deployment = Deployment::new(&echo_registry(0, "")).await;
     let mut hook = Hook::new(0).await;
     let gateway = hook.gateway(&deployment).await;
-    let jobs = deployment.stream("JOBS").await;
+    let jobs = deployment.stream(schemas::stream::JOBS).await;
     let config = async_nats::jetstream::stream::Config { sealed: true, ..jobs.cached_info().config.clone() };
     deployment.client.connection.jetstream.update_stream(&config).await.unwrap();
     let mut job = chat("hello");
@@ -135,7 +135,7 @@ async fn the_end_of_a_job_is_told_that_was_not_known_to_be_stored() {
     let id = refused.headers()["x-inferq-job-id"].to_str().unwrap().to_owned();
     assert_eq!(hooks_left(&deployment).await, 1);
     // As if it had been.
-    deployment.client.connection.jetstream.delete_stream("JOBS").await.unwrap();
+    deployment.client.connection.jetstream.delete_stream(schemas::stream::JOBS).await.unwrap();
     deployment.set_up();
     deployment.publish_as(&id, chat("hello").to_string().as_bytes(), &[]).await;
     let _worker = deployment.worker("echo").await;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -171,7 +172,12 @@ async fn new_certificates_are_of_the_same_authority() {
     };
     check_accepted(nats.clone()).await;
     let elsewhere = Server::with(&certificates.server("verify: true"));
-    check_refused(&NatsArgs { server: elsewhere.url.clone(), ..nats }, FAILED, "NotValidForName", &[]);
+    check_refused(
+        &NatsArgs { server: elsewhere.url.clone(), ..nats },
+        FAILED,
+        "certificate is only valid for DnsName(\"nats.internal\")",
+        &[],
+    );
     let folder = certificates.file("").display().to_string();
     let wrong = run(&program("inferq"), &["certificates", "n\u{e4}ts", "--out", &folder], &[]);
     assert_eq!(wrong.status.code(), Some(64), "{}", String::from_utf8_lossy(&wrong.stderr));
