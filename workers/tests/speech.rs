@@ -46,18 +46,36 @@ fn heard(bands: usize, seconds: f64) -> Mel {
 fn try_load(format: &str, dtype: &str) -> Result<(Arc<Text>, Speech), LoadError> {
     let lines = format!("name = \"m\"\ntask = \"transcribe\"\nsource = \"m\"\ndtype = \"{dtype}\"\nlimits.batch = 3");
     let registry = Registry::parse(&format!("[[models]]\n{lines}")).unwrap();
-    Speech::load(&folder().join(format), &registry.models[0])
+    // What is in int8 runs on processors alone.
+    #[cfg(feature = "cuda")]
+    if dtype != "int8" {
+        return Speech::load_on_gpu(&folder().join(format), &registry.models[0]);
+    }
+    Speech::load_on_processor(&folder().join(format), &registry.models[0])
 }
 
 fn load(format: &str, dtype: &str) -> (Arc<Text>, Speech) {
     try_load(format, dtype).unwrap_or_else(|error| panic!("{format}: {error}"))
 }
 
+#[cfg(not(feature = "cuda"))]
 #[test]
 fn half_precision_is_refused() {
     for dtype in ["f16", "bf16"] {
         let Err(error) = try_load("whisper", dtype) else { panic!("{dtype} was taken") };
-        assert!(error.to_string().contains("compute on processors, in f32 or int8"), "{error}");
+        assert!(error.to_string().contains("needs a GPU; on a processor models compute in f32 or int8"), "{error}");
+    }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn half_precision_is_near() {
+    let golden = golden();
+    let (mel, tokens): (_, Vec<u32>) = (heard(80, golden["seconds"].as_f64().unwrap()), numbers(&golden["tokens"]));
+    let theirs: Vec<Vec<f32>> = numbers(&golden["logits"]);
+    for dtype in ["f16", "bf16"] {
+        let ours = load("whisper", dtype).1.logits(&mel, 0, &tokens).unwrap().concat();
+        assert!(cosine(&ours, &theirs.concat()) > 0.995, "{dtype}");
     }
 }
 
@@ -83,17 +101,20 @@ fn logits_are_those_of_transformers() {
     let theirs: Vec<Vec<f32>> = numbers(&golden["logits"]);
     for format in ["whisper", "ct2"] {
         let (_, mut speech) = load(format, "f32");
-        for (ours, theirs) in speech.logits(&mel, 0, &tokens).iter().zip(&theirs) {
+        for (ours, theirs) in speech.logits(&mel, 0, &tokens).unwrap().iter().zip(&theirs) {
             let apart = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             // Keys and values are kept in f16.
             assert!(apart < 2e-2, "{format}: {apart}");
         }
         let (_, mut near) = load(format, "int8");
-        let (ours, theirs) = (near.logits(&mel, 0, &tokens).concat(), theirs.concat());
-        let product = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
-        let cosine = product(&ours, &theirs) / (product(&ours, &ours) * product(&theirs, &theirs)).sqrt();
+        let cosine = cosine(&near.logits(&mel, 0, &tokens).unwrap().concat(), &theirs.concat());
         assert!(cosine > 0.995, "{format} in int8: {cosine}");
     }
+}
+
+fn cosine(ours: &[f32], theirs: &[f32]) -> f64 {
+    let product = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+    product(ours, theirs) / (product(ours, ours) * product(theirs, theirs)).sqrt()
 }
 
 fn transcribe(speech: &mut Speech, files: &[(Mel, Vec<u32>)]) -> Vec<Transcript> {

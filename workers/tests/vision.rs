@@ -79,6 +79,10 @@ fn vectors_are_those_of_transformers() {
     for (name, dtype, most) in
         [("clip", "f32", 1e-4), ("siglip", "f32", 1e-4), ("clip", "int8", 0.05), ("siglip", "int8", 0.05)]
     {
+        if cfg!(feature = "cuda") && dtype == "int8" {
+            // On processors alone.
+            continue;
+        }
         let (golden, mut model) = (golden(name), read(name, "embed", dtype));
         let cases = golden["texts"].as_array().unwrap();
         let mut input: Vec<Value> = cases.iter().map(|case| case["text"].clone()).collect();

@@ -4,17 +4,18 @@
 //! sequence's vector does not depend on what else is in the batch. Texts that are the same are computed once.
 
 pub(super) mod blueprint;
+pub(super) mod body;
 pub(super) mod cpu;
 mod family;
 mod files;
-mod gpu;
+pub(super) mod gpu;
 pub(super) mod pooling;
 
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{DType, Device};
+use candle_core::Device;
 use schemas::registry::{Dtype, Model, Task};
 
 use self::blueprint::Head;
@@ -58,7 +59,7 @@ impl Encoder {
     pub fn load(folder: &Path, model: &Model, device: &Device) -> Result<(Text, Self), LoadError> {
         let config = Config::read(folder)?;
         if clip::is_clip(&config) {
-            return Self::load_clip(folder, &config, model);
+            return Self::load_clip(folder, &config, model, device);
         }
         let Files { model: read, config, tokenizer, tokens_max } = Files::read(folder, config)?;
         let positions = read.shape.positions;
@@ -86,14 +87,15 @@ impl Encoder {
         Ok((text, Self::new(executor, model.limits.batch_tokens)))
     }
 
-    /// Of texts and images. It runs on the processor, whatever devices there are.
-    fn load_clip(folder: &Path, config: &Config, model: &Model) -> Result<(Text, Self), LoadError> {
+    /// Of texts and images.
+    fn load_clip(folder: &Path, config: &Config, model: &Model, device: &Device) -> Result<(Text, Self), LoadError> {
         if model.task == Task::Rerank {
             return Err(
                 config.invalid("model_type", "has no classes to rank by; its tasks are \"embed\" and \"classify\"")
             );
         }
-        let clip::Loaded { clip, sight, tokenizer, dimensions, positions } = clip::load(folder, config, model.dtype)?;
+        let clip::Loaded { clip, sight, tokenizer, dimensions, positions } =
+            clip::load(folder, config, model.dtype, device)?;
         tracing::info!(level = clip.level().name(), "encoder of texts and images is ready");
         let tokens_max = model.limits.prompt_tokens.unwrap_or(positions).min(positions);
         let text = Text::seeing(tokenizer, tokens_max, dimensions, files::prompts(folder, model)?, sight);
@@ -114,20 +116,14 @@ impl Executor {
         dtype: Dtype,
         device: &Device,
     ) -> Result<Self, LoadError> {
-        let dtype = match dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::Bf16 => DType::BF16,
-            Dtype::Int8 => return Err(LoadError::NeedsCpu(dtype)),
-        };
-        Gpu::new(model, head, dtype, device).map(Self::Gpu)
+        Gpu::new(model, head, gpu::type_of(dtype)?, device).map(Self::Gpu)
     }
 
     /// Those of images, which are none of an encoder of texts alone.
     fn see(&self, images: &[&[f32]]) -> Result<Vec<Vec<f32>>, StepError> {
         match self {
             _ if images.is_empty() => Ok(Vec::new()),
-            Self::Clip(clip) => Ok(clip.images(images)),
+            Self::Clip(clip) => clip.images(images),
             Self::Cpu(_) | Self::Gpu(_) => Err(StepError("this model sees no images".to_owned())),
         }
     }
@@ -136,7 +132,7 @@ impl Executor {
         match self {
             Self::Cpu(cpu) => Ok(cpu.run(inputs)),
             Self::Gpu(gpu) => gpu.run(inputs).map_err(|error| StepError(error.to_string())),
-            Self::Clip(clip) => Ok(clip.texts(&inputs.iter().map(|input| input.tokens).collect::<Vec<_>>())),
+            Self::Clip(clip) => clip.texts(&inputs.iter().map(|input| input.tokens).collect::<Vec<_>>()),
         }
     }
 }

@@ -43,21 +43,11 @@ pub enum LoadError {
     NeedsGpu(Dtype),
     #[error("dtype {0:?} is for processors; on a GPU models compute in f32, f16 or bf16")]
     NeedsCpu(Dtype),
-    #[error("dtype {0:?} is not for models that hear or see images: they compute on processors, in f32 or int8")]
-    NeverOnGpu(Dtype),
     #[error("no GPU can be used: {0}")]
     Device(candle_core::Error),
 }
 
 impl LoadError {
-    /// Of a model that computes on processors alone.
-    pub(super) fn refuse_halves(dtype: Dtype) -> Result<(), Self> {
-        match dtype {
-            Dtype::F16 | Dtype::Bf16 => Err(Self::NeverOnGpu(dtype)),
-            Dtype::F32 | Dtype::Int8 => Ok(()),
-        }
-    }
-
     pub(super) fn file(path: &Path, reason: impl std::fmt::Display) -> Self {
         Self::File { path: path.to_owned(), reason: reason.to_string() }
     }
@@ -86,8 +76,7 @@ fn load_unguarded(model: &Model, files: Option<&Path>) -> Result<Loaded, LoadErr
             let device = device()?;
             let (text, encoder) = Encoder::load(folder, model, &device)?;
             let digest = Some(digest(&tensors::files(folder)?)?);
-            let device = if text.sight().is_some() { CPU } else { name(&device) };
-            Ok(Loaded { text: Arc::new(text), engine: Box::new(encoder), digest, device })
+            Ok(Loaded { text: Arc::new(text), engine: Box::new(encoder), digest, device: name(&device) })
         }
         (Task::Generate, Some(path)) => {
             let device = device()?;
@@ -96,9 +85,10 @@ fn load_unguarded(model: &Model, files: Option<&Path>) -> Result<Loaded, LoadErr
             Ok(Loaded { text, engine: Box::new(decoder), digest, device: name(&device) })
         }
         (Task::Transcribe, Some(folder)) => {
-            let (text, speech) = Speech::load(folder, model)?;
+            let device = device()?;
+            let (text, speech) = Speech::load(folder, model, &device)?;
             let digest = Some(digest(&speech::weight_files(folder)?)?);
-            Ok(Loaded { text, engine: Box::new(speech), digest, device: CPU })
+            Ok(Loaded { text, engine: Box::new(speech), digest, device: name(&device) })
         }
         (_, None) => Err(LoadError::NoFiles),
     }

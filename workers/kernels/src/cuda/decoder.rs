@@ -90,6 +90,21 @@ impl Heads {
         SIZES.into_iter().find(|size| *size >= self.size).unwrap_or(SIZES[2])
     }
 
+    /// Rows of a warp, for spans of at most so many tokens.
+    fn own(&self, longest: usize) -> usize {
+        match self.padded() {
+            256 => 1,
+            _ if longest > 1 => 4,
+            _ => (self.heads / self.key_heads).div_ceil(WARPS).next_power_of_two().min(4),
+        }
+    }
+
+    /// Thread blocks that share the keys of each of so many tiles.
+    fn shares(&self, own: usize, tiles: usize, most_blocks: usize) -> usize {
+        let blocks = (tiles * self.key_heads * self.parts(own).1).max(1);
+        (BUSY / blocks).clamp(1, most_blocks.div_ceil(SHARE_BLOCKS_MIN))
+    }
+
     /// Heads of a group that are in one tile, and tiles for a group.
     fn parts(&self, own: usize) -> (usize, usize) {
         let group = self.heads / self.key_heads;
@@ -101,13 +116,8 @@ impl Heads {
 impl Plan {
     pub fn new(spans: &[Span<'_>], heads: &Heads, device: &Device) -> Result<Self> {
         let longest = spans.iter().map(|span| span.tokens.len()).max().unwrap_or(0);
-        let group = heads.heads / heads.key_heads;
-        let own = match heads.padded() {
-            256 => 1,
-            _ if longest > 1 => 4,
-            _ => group.div_ceil(WARPS).next_power_of_two().min(4),
-        };
-        let (part, parts) = heads.parts(own);
+        let own = heads.own(longest);
+        let (part, _) = heads.parts(own);
         let tile_tokens = own * WARPS / part;
         let (mut positions, mut slots, mut tiles, mut table) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut most_blocks = 1;
@@ -124,12 +134,49 @@ impl Plan {
             most_blocks = most_blocks.max(end.div_ceil(BLOCK));
             table.extend_from_slice(&span.blocks[..end.div_ceil(BLOCK)]);
         }
-        let (rows, count) = (positions.len(), tiles.len() / 4);
-        let blocks = (count * heads.key_heads * parts).max(1);
-        let shares = (BUSY / blocks).clamp(1, most_blocks.div_ceil(SHARE_BLOCKS_MIN));
-        let mut numbers: Vec<u32> = spans.iter().flat_map(|span| span.tokens).copied().collect();
+        let rows = positions.len();
+        let tokens: Vec<u32> = spans.iter().flat_map(|span| span.tokens).copied().collect();
+        let shares = heads.shares(own, tiles.len() / 4, most_blocks);
+        Self::told([tokens, positions, slots].concat(), rows, tiles, table, (shares, own), device)
+    }
+
+    /// Of rows that see the whole of their memories: of each, so many rows, and the rows and blocks of the memory.
+    pub fn across<'a>(
+        memories: impl Iterator<Item = (usize, usize, &'a [u32])>,
+        heads: &Heads,
+        device: &Device,
+    ) -> Result<Self> {
+        let own = heads.own(1);
+        let (mut rows, mut tiles, mut table, mut most_blocks) = (0, Vec::new(), Vec::new(), 1);
+        for (count, length, blocks) in memories {
+            // As the last token of a sequence sees all of it.
+            let tile = |row| [row, 1, length - 1, table.len()].map(|number| number as u32);
+            tiles.extend((rows..rows + count).flat_map(tile));
+            rows += count;
+            most_blocks = most_blocks.max(length.div_ceil(BLOCK));
+            table.extend_from_slice(&blocks[..length.div_ceil(BLOCK)]);
+        }
+        let shares = heads.shares(own, rows, most_blocks);
+        Self::told(vec![0; 3 * rows], rows, tiles, table, (shares, own), device)
+    }
+
+    /// Of rows that are kept in blocks and attend to nothing.
+    pub fn keeping(rows: usize, blocks: &[u32], device: &Device) -> Result<Self> {
+        let slot = |row: usize| blocks[row / BLOCK] * BLOCK as u32 + (row % BLOCK) as u32;
+        let numbers = (0..2 * rows).map(|_| 0).chain((0..rows).map(slot)).collect();
+        Self::told(numbers, rows, Vec::new(), Vec::new(), (1, 1), device)
+    }
+
+    fn told(
+        mut numbers: Vec<u32>,
+        rows: usize,
+        mut tiles: Vec<u32>,
+        mut table: Vec<u32>,
+        (shares, own): (usize, usize),
+        device: &Device,
+    ) -> Result<Self> {
+        let count = tiles.len() / 4;
         // Tiles are read in one, so they begin where one may begin.
-        [&mut positions, &mut slots].into_iter().for_each(|more| numbers.append(more));
         numbers.resize(tiles_at(rows), 0);
         numbers.append(&mut tiles);
         numbers.append(&mut table);
@@ -170,8 +217,26 @@ impl Pages {
         turn: Turn<'_>,
         sight: Sight<'_>,
     ) -> Result<Tensor> {
-        let queries = self.place(plan, rows, heads, turn)?;
-        let (count, device) = (plan.rows * heads.heads, rows.device());
+        let queries = empty((plan.rows, heads.heads * heads.size), rows.dtype(), rows.device())?;
+        self.place(plan, rows, heads, turn, Some(&queries))?;
+        self.see(plan, &queries, heads, sight)
+    }
+
+    /// Keeps keys and values of rows that ask nothing, `[rows, 2 · key heads · size]`.
+    pub fn keep(&self, plan: &Plan, rows: &Tensor, heads: &Heads, bias: Option<&Tensor>) -> Result<()> {
+        let heads = Heads { heads: 0, ..*heads };
+        self.place(plan, rows, &heads, Turn { bias, norms: None, angles: None }, None)
+    }
+
+    /// Of one head, the keys of these blocks, `[tokens, size]`.
+    pub fn keys_of(&self, blocks: &Tensor, head: usize) -> Result<Tensor> {
+        let size = self.keys.dim(3)?;
+        self.keys.index_select(blocks, 0)?.narrow(1, head, 1)?.contiguous()?.reshape(((), size))
+    }
+
+    /// What queries see, `[rows, heads · size]` both.
+    pub fn see(&self, plan: &Plan, queries: &Tensor, heads: &Heads, sight: Sight<'_>) -> Result<Tensor> {
+        let (count, rows, device) = (plan.rows * heads.heads, queries, queries.device());
         let output = empty((plan.rows, heads.heads * heads.size), rows.dtype(), device)?;
         let several = plan.shares > 1;
         let share = |values| several.then(|| empty((plan.shares, count, values), DType::F32, device)).transpose();
@@ -179,7 +244,7 @@ impl Pages {
         let tiles = tiles_at(plan.rows);
         let name = format!("_{}_{}", heads.padded(), plan.own);
         let kernel = Kernel::with_suffix("attend", rows, &name)?;
-        let kernel = kernel.tensor(&queries)?.tensor(&self.keys)?.tensor(&self.values)?;
+        let kernel = kernel.tensor(queries)?.tensor(&self.keys)?.tensor(&self.values)?;
         let kernel = kernel.address(plan.address(tiles)?).address(plan.address(tiles + 4 * plan.tiles)?);
         let kernel =
             kernel.optional(sight.sinks)?.tensor(&output)?.optional(partial.as_ref())?.optional(shares.as_ref())?;
@@ -197,22 +262,20 @@ impl Pages {
         Ok(output)
     }
 
-    /// Keeps keys and values, and gives the queries.
-    fn place(&self, plan: &Plan, rows: &Tensor, heads: &Heads, turn: Turn<'_>) -> Result<Tensor> {
-        let queries = empty((plan.rows, heads.heads * heads.size), rows.dtype(), rows.device())?;
+    /// Keeps keys and values, and writes the queries, where there are any.
+    fn place(&self, plan: &Plan, rows: &Tensor, heads: &Heads, turn: Turn<'_>, queries: Option<&Tensor>) -> Result<()> {
         let norms = turn.norms.map_or([None, None], |[query, key]| [Some(query), Some(key)]);
         let kernel = Kernel::new("place", rows)?.tensor(rows)?.optional(turn.bias)?;
         let kernel = kernel.norm(norms[0])?.norm(norms[1])?;
         let kernel =
             kernel.optional(turn.angles.map(|angles| &angles[0]))?.optional(turn.angles.map(|angles| &angles[1]))?;
         let kernel = kernel.address(plan.address(plan.rows)?).address(plan.address(2 * plan.rows)?);
-        let kernel = kernel.tensor(&queries)?.tensor(&self.keys)?.tensor(&self.values)?;
+        let kernel = kernel.optional(queries)?.tensor(&self.keys)?.tensor(&self.values)?;
         let kernel = kernel.count(heads.heads).count(heads.key_heads).count(heads.size);
         let blocks = [plan.rows, (heads.heads + 2 * heads.key_heads).div_ceil(WARPS), 1];
         // SAFETY: the arguments are those of the kernel. Each slot is written to once, and what reads it is launched after
         // that, on the same stream.
-        unsafe { kernel.launch(blocks, THREADS)? };
-        Ok(queries)
+        unsafe { kernel.launch(blocks, THREADS) }
     }
 }
 

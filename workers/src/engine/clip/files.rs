@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::rc::Rc;
 
+use candle_core::Device;
 use kernels::{Activation, Level};
 use schemas::registry::Dtype;
 use serde_json::Value;
@@ -13,11 +14,12 @@ use super::sight::{Sight, Similarity};
 use super::{Clip, Images, Texts};
 use crate::engine::LoadError;
 use crate::engine::encoder::blueprint::{Layer, Shape};
-use crate::engine::encoder::cpu::{Body, Layers};
+use crate::engine::encoder::body::Body;
+use crate::engine::encoder::cpu::Layers;
 use crate::engine::layers::{Affine, NormWeights, affine, join, layer_norm};
 use crate::engine::model_config::Config;
 use crate::engine::tensors::Tensors;
-use crate::engine::weights::{Weights, exact, norm};
+use crate::engine::weights::{exact, norm};
 
 /// Inputs that share a scale in int8.
 const GROUP: usize = 64;
@@ -38,8 +40,7 @@ pub fn is_clip(config: &Config) -> bool {
     matches!(config.values["model_type"].as_str(), Some("clip" | "siglip"))
 }
 
-pub fn load(folder: &Path, config: &Config, dtype: Dtype) -> Result<Loaded, LoadError> {
-    LoadError::refuse_halves(dtype)?;
+pub fn load(folder: &Path, config: &Config, dtype: Dtype, device: &Device) -> Result<Loaded, LoadError> {
     let family = Family::of(config);
     let path = folder.join("tokenizer.json");
     let tokenizer = Tokenizer::from_file(&path).map_err(|error| LoadError::file(&path, error))?;
@@ -51,8 +52,8 @@ pub fn load(folder: &Path, config: &Config, dtype: Dtype) -> Result<Loaded, Load
         false => count(config, &config.values, "projection_dim", 512)?,
     };
     let (positions, size, patch) = (text.shape.positions, vision.size, vision.patch);
-    let texts = texts(text, dimensions, dtype)?;
-    let images = images(vision, dimensions, dtype)?;
+    let texts = texts(text, dimensions, (dtype, device))?;
+    let images = images(vision, dimensions, (dtype, device))?;
     let number = |name: &str| {
         let tensor = weights.get(name)?;
         tensor.values.first().copied().ok_or_else(|| config.invalid(name, "is empty"))
@@ -175,15 +176,6 @@ impl Tower {
     fn norm(&self, part: &str) -> Result<NormWeights, LoadError> {
         layer_norm(&self.weights, &self.name(part), self.shape.hidden, self.epsilon)
     }
-
-    fn body(&self, dtype: Dtype) -> Result<Body, LoadError> {
-        Body::new(self, |_| {
-            move |affine| match dtype {
-                Dtype::Int8 => Weights::quantized_in_groups(affine, GROUP),
-                Dtype::F32 | Dtype::F16 | Dtype::Bf16 => Weights::exact(affine),
-            }
-        })
-    }
 }
 
 impl Layers for Tower {
@@ -231,7 +223,7 @@ impl Layers for Tower {
     }
 }
 
-fn texts(tower: Tower, dimensions: usize, dtype: Dtype) -> Result<Texts, LoadError> {
+fn texts(tower: Tower, dimensions: usize, (dtype, device): (Dtype, &Device)) -> Result<Texts, LoadError> {
     let (hidden, weights) = (tower.shape.hidden, &tower.weights);
     let projection = match tower.is_siglip {
         true => affine(weights, "text_model.head", [dimensions, hidden], true)?,
@@ -243,12 +235,12 @@ fn texts(tower: Tower, dimensions: usize, dtype: Dtype) -> Result<Texts, LoadErr
             .matrix("text_model.embeddings.position_embedding.weight", [tower.shape.positions, hidden])?,
         padding: tower.is_siglip.then_some(tower.padding),
         projection: exact(projection),
-        body: tower.body(dtype)?,
+        body: Body::new(&tower, dtype, GROUP, device)?,
         hidden,
     })
 }
 
-fn images(tower: Tower, dimensions: usize, dtype: Dtype) -> Result<Images, LoadError> {
+fn images(tower: Tower, dimensions: usize, (dtype, device): (Dtype, &Device)) -> Result<Images, LoadError> {
     let (hidden, patch, weights) = (tower.shape.hidden, tower.patch, &tower.weights);
     let name = "vision_model.embeddings.patch_embedding";
     let bias = tower.is_siglip.then(|| weights.vector(&format!("{name}.bias"), hidden)).transpose()?;
@@ -270,7 +262,7 @@ fn images(tower: Tower, dimensions: usize, dtype: Dtype) -> Result<Images, LoadE
         // So it is spelled in the files.
         norm: (!tower.is_siglip).then(|| tower.norm("pre_layrnorm").map(norm)).transpose()?,
         pool,
-        body: tower.body(dtype)?,
+        body: Body::new(&tower, dtype, GROUP, device)?,
         hidden,
         size: tower.size,
         patch,
@@ -304,4 +296,33 @@ fn probe(tower: &Tower) -> Result<Probe, LoadError> {
         activation: tower.activation,
         down: exact(affine(weights, &name("mlp.fc2"), [hidden, inner], true)?),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::encoder::cpu::Place;
+
+    #[test]
+    fn candle_computes_the_same_as_the_kernels() {
+        for name in ["clip", "siglip"] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/vision").join(name);
+            let config = Config::read(&folder).unwrap();
+            let weights = Rc::new(Tensors::open(&folder, &[]).unwrap());
+            for side in ["text", "vision"] {
+                let tower = Tower::new(&weights, &config, &Family::of(&config), side).unwrap();
+                let places = tower.shape.positions;
+                let row = |Place { sequence, position }: Place, to: &mut [f32]| {
+                    let mut random = fastrand::Rng::with_seed((sequence * places + position) as u64);
+                    to.iter_mut().for_each(|value| *value = random.f32() * 2.0 - 1.0);
+                };
+                let lengths = [places, 1, places / 2];
+                let run = |body: Body| body.run(&lengths, row, <[f32]>::to_vec).unwrap().concat();
+                let expected = run(Body::new(&tower, Dtype::F32, GROUP, &Device::Cpu).unwrap());
+                let ours = run(Body::by_candle(&tower).unwrap());
+                let apart = ours.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(ours.len() == expected.len() && apart < 1e-4, "{name}, {side}: {apart}");
+            }
+        }
+    }
 }

@@ -1,5 +1,5 @@
 //! CLIP (Radford et al., 2021) and SigLIP (Zhai et al., 2023): texts and images to vectors of one space. Two encoders beside
-//! each other, each with the layers of `encoder/cpu.rs`.
+//! each other, each with the layers of `encoder/`.
 
 mod files;
 mod pool;
@@ -11,7 +11,9 @@ use rayon::prelude::*;
 
 pub use self::files::{Loaded, is_clip, load};
 use self::pool::Pool;
-use super::encoder::cpu::{Body, Place};
+use super::StepError;
+use super::encoder::body::Body;
+use super::encoder::cpu::Place;
 use super::encoder::pooling::normalize;
 
 #[derive(Debug)]
@@ -48,12 +50,12 @@ struct Images {
 
 impl Clip {
     /// A vector for each text.
-    pub fn texts(&self, texts: &[&[u32]]) -> Vec<Vec<f32>> {
+    pub fn texts(&self, texts: &[&[u32]]) -> Result<Vec<Vec<f32>>, StepError> {
         self.texts.run(texts)
     }
 
     /// A vector for each image, `[3, size, size]`.
-    pub fn images(&self, images: &[&[f32]]) -> Vec<Vec<f32>> {
+    pub fn images(&self, images: &[&[f32]]) -> Result<Vec<Vec<f32>>, StepError> {
         self.images.run(images)
     }
 
@@ -63,7 +65,7 @@ impl Clip {
 }
 
 impl Texts {
-    fn run(&self, texts: &[&[u32]]) -> Vec<Vec<f32>> {
+    fn run(&self, texts: &[&[u32]]) -> Result<Vec<Vec<f32>>, StepError> {
         let (hidden, longest) = (self.hidden, self.positions.len() / self.hidden);
         let length = |text: &&[u32]| if self.padding.is_some() { longest } else { text.len() };
         let lengths: Vec<usize> = texts.iter().map(length).collect();
@@ -84,7 +86,7 @@ impl Texts {
 }
 
 impl Images {
-    fn run(&self, images: &[&[f32]]) -> Vec<Vec<f32>> {
+    fn run(&self, images: &[&[f32]]) -> Result<Vec<Vec<f32>>, StepError> {
         let (level, hidden) = (self.body.level(), self.hidden);
         let rows: Vec<Vec<f32>> = self.body.install(|| {
             let cut = |image: &&[f32]| {

@@ -13,7 +13,7 @@ use kernels::{
 use schemas::registry::Dtype;
 
 use super::blueprint::{Dense, Experts, Function, Layer, Layers, Perceptron, Rotation, Shape, Source};
-use super::executor::Input;
+use super::executor::{Input, Watched};
 use crate::engine::LoadError;
 use crate::engine::layers::{Affine, NormWeights};
 use crate::engine::weights::{Weights, norm};
@@ -38,16 +38,6 @@ pub struct Cpu {
     memory: Work,
     /// What is watched while it looks at memories.
     watched: Option<Watched>,
-}
-
-/// Where heads of cross-attention look: for each, by its layer and number, how much each row of a batch sees of each row
-/// of its memory.
-#[derive(Debug)]
-pub struct Watched {
-    heads: Vec<(usize, usize)>,
-    /// Rows of the memory that count.
-    rows: usize,
-    pub weights: Vec<Vec<f32>>,
 }
 
 struct Ready {
@@ -206,10 +196,9 @@ impl Cpu {
         add(on, None, hidden, narrow, shape.hidden);
     }
 
-    /// Computes one input and tells where heads look, each a layer and a number, among the first rows of its memory.
-    pub fn watch(&mut self, input: Input<'_>, heads: &[(usize, usize)], rows: usize) -> Watched {
-        let weights = vec![Vec::new(); heads.len()];
-        self.watched = Some(Watched { heads: heads.to_vec(), rows, weights });
+    /// Computes one input and notes where heads look.
+    pub fn watch(&mut self, input: Input<'_>, watched: Watched) -> Watched {
+        self.watched = Some(watched);
         let _ = self.forward(&[input]);
         self.watched.take().expect("it was put there")
     }

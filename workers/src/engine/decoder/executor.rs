@@ -2,7 +2,9 @@
 
 use std::slice::ChunksExact;
 
-use candle_core::{DType, Device};
+use std::borrow::Cow;
+
+use candle_core::{DType, Device, Tensor};
 use kernels::Pages;
 use schemas::registry::Dtype;
 
@@ -10,6 +12,7 @@ use super::blueprint::{Shape, Source};
 use super::cpu::Cpu;
 #[cfg(feature = "cuda")]
 use super::gpu::Gpu;
+use crate::engine::encoder::gpu::type_of;
 use crate::engine::{LoadError, StepError};
 
 /// Tokens of one sequence to compute after `start` of them.
@@ -32,6 +35,45 @@ pub struct Memory<'a> {
     pub rows: usize,
 }
 
+/// The rows of another sequence, `[rows, hidden]`, where they were made.
+#[derive(Debug)]
+pub enum Rows {
+    Host(Vec<f32>),
+    Device(Tensor),
+}
+
+impl Rows {
+    pub fn values(&self) -> Result<Cow<'_, [f32]>, StepError> {
+        match self {
+            Self::Host(values) => Ok(Cow::Borrowed(values)),
+            Self::Device(tensor) => {
+                let values = tensor.to_dtype(DType::F32).and_then(|rows| rows.flatten_all()?.to_vec1());
+                values.map(Cow::Owned).map_err(failed)
+            }
+        }
+    }
+}
+
+/// Where heads of cross-attention look: for each, by its layer and number, how much each row of a batch sees of each row
+/// of its memory.
+#[derive(Debug)]
+pub struct Watched {
+    pub(super) heads: Vec<(usize, usize)>,
+    /// Rows of the memory that count.
+    pub(super) rows: usize,
+    pub weights: Vec<Vec<f32>>,
+}
+
+impl Watched {
+    fn of(heads: &[(usize, usize)], rows: usize) -> Self {
+        Self { heads: heads.to_vec(), rows, weights: vec![Vec::new(); heads.len()] }
+    }
+}
+
+fn failed(error: candle_core::Error) -> StepError {
+    StepError(error.to_string())
+}
+
 /// What runs a model.
 pub enum Executor {
     Cpu(Box<Cpu>),
@@ -45,7 +87,7 @@ impl Executor {
         match device {
             #[cfg(feature = "cuda")]
             Device::Cuda(_) => {
-                let gpu = Gpu::new(source, gpu_type(dtype)?, blocks, device)?;
+                let gpu = Gpu::new(source, type_of(dtype)?, blocks, device)?;
                 tracing::info!(blocks, "decoder is ready");
                 Ok(Self::Gpu(Box::new(gpu)))
             }
@@ -62,7 +104,34 @@ impl Executor {
         match self {
             Self::Cpu(cpu) => Ok(cpu.forward(inputs)),
             #[cfg(feature = "cuda")]
-            Self::Gpu(gpu) => gpu.forward(inputs).map_err(|error| StepError(error.to_string())),
+            Self::Gpu(gpu) => gpu.forward(inputs).map_err(failed),
+        }
+    }
+
+    /// Keeps rows as what sequences attend to beside themselves.
+    pub fn remember(&mut self, rows: &Rows, blocks: &[u32]) -> Result<(), StepError> {
+        match (self, rows) {
+            (Self::Cpu(cpu), rows) => cpu.remember(&rows.values()?, blocks),
+            #[cfg(feature = "cuda")]
+            (Self::Gpu(gpu), Rows::Device(rows)) => gpu.remember(rows, blocks).map_err(failed)?,
+            #[cfg(feature = "cuda")]
+            (Self::Gpu(_), Rows::Host(_)) => return Err(StepError("rows are not on the GPU".to_owned())),
+        }
+        Ok(())
+    }
+
+    /// Computes one input and tells where heads look, each a layer and a number, among the first rows of its memory.
+    pub fn watch(
+        &mut self,
+        input: Input<'_>,
+        heads: &[(usize, usize)],
+        rows: usize,
+    ) -> Result<Vec<Vec<f32>>, StepError> {
+        let watched = Watched::of(heads, rows);
+        match self {
+            Self::Cpu(cpu) => Ok(cpu.watch(input, watched).weights),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(gpu) => Ok(gpu.watch(input, watched).map_err(failed)?.weights),
         }
     }
 }
@@ -72,15 +141,6 @@ pub fn block_bytes(shape: &Shape, dtype: Dtype, device: &Device) -> Result<usize
     let in_f16 = Pages::block_bytes(shape.key_heads, shape.head_size);
     Ok(match device.is_cpu() {
         true => in_f16,
-        false => in_f16 / DType::F16.size_in_bytes() * gpu_type(dtype)?.size_in_bytes(),
+        false => in_f16 / DType::F16.size_in_bytes() * type_of(dtype)?.size_in_bytes(),
     })
-}
-
-fn gpu_type(dtype: Dtype) -> Result<DType, LoadError> {
-    match dtype {
-        Dtype::F32 => Ok(DType::F32),
-        Dtype::F16 => Ok(DType::F16),
-        Dtype::Bf16 => Ok(DType::BF16),
-        Dtype::Int8 => Err(LoadError::NeedsCpu(dtype)),
-    }
 }

@@ -6,11 +6,12 @@
 use std::slice::ChunksExact;
 
 use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::ops::softmax_last_dim;
 use kernels::cuda::Norm as NormView;
 use kernels::cuda::decoder::{self as cuda, Added, Heads, Pages, Plan, Sight, Span, Turn};
 
 use super::blueprint::{Dense, Experts, Layer, Perceptron, Rotation, Shape, Source};
-use super::executor::Input;
+use super::executor::{Input, Watched};
 use crate::engine::LoadError;
 use crate::engine::layers::{Affine, NormWeights};
 
@@ -86,21 +87,50 @@ impl Gpu {
 
     /// As [`Cpu::forward`](super::cpu::Cpu::forward).
     pub fn forward(&mut self, inputs: &[Input<'_>]) -> Result<ChunksExact<'_, f32>> {
-        self.logits = self.compute(inputs)?;
+        self.logits = self.compute(inputs, None)?;
         Ok(self.logits.chunks_exact(self.words.dim(0)?))
     }
 
-    fn compute(&self, inputs: &[Input<'_>]) -> Result<Vec<f32>> {
+    /// As [`Cpu::remember`](super::cpu::Cpu::remember).
+    pub fn remember(&self, rows: &Tensor, blocks: &[u32]) -> Result<()> {
+        let plan = Plan::keeping(rows.dim(0)?, blocks, rows.device())?;
+        for Ready { parts, pages, .. } in &self.layers {
+            let Some(cross) = &parts.cross else { continue };
+            pages.keep(&plan, &cross.memory.multiply(rows)?, &self.heads, cross.memory.bias.as_ref())?;
+        }
+        Ok(())
+    }
+
+    /// As [`Cpu::watch`](super::cpu::Cpu::watch).
+    pub fn watch(&self, input: Input<'_>, mut watched: Watched) -> Result<Watched> {
+        self.compute(&[input], Some(&mut watched))?;
+        Ok(watched)
+    }
+
+    fn compute(&self, inputs: &[Input<'_>], mut watched: Option<&mut Watched>) -> Result<Vec<f32>> {
         let mut spans = Vec::with_capacity(inputs.len());
         spans.extend(inputs.iter().map(|&Input { tokens, start, blocks, .. }| Span { tokens, start, blocks }));
         let plan = Plan::new(&spans, &self.heads, self.words.device())?;
+        let memories = inputs.iter().map(|input| (input.tokens.len(), input.memory.rows, input.memory.blocks));
+        let across = match self.layers.iter().any(|layer| layer.parts.cross.is_some()) {
+            true => Some(Plan::across(memories, &self.heads, self.words.device())?),
+            false => None,
+        };
         let hidden = plan.embed(&self.words, self.positions.as_ref(), self.shape.word_scale)?;
         let mut last: Option<(Made, Option<&Norm>)> = None;
-        for layer in &self.layers {
+        for (index, layer) in self.layers.iter().enumerate() {
             let rows = self.join(&hidden, last.as_ref(), &layer.parts.norm)?;
-            let seen = layer.attend(&rows, &plan, &self.heads)?;
-            let rows =
-                self.join(&hidden, Some(&(seen, layer.parts.output_norm.as_ref())), &layer.parts.perceptron_norm)?;
+            let mut seen = (layer.attend(&rows, &plan, &self.heads)?, layer.parts.output_norm.as_ref());
+            if let (Some(cross), Some(across)) = (&layer.parts.cross, &across) {
+                let rows = self.join(&hidden, Some(&seen), &cross.norm)?;
+                let queries = cross.query.forward(&rows)?;
+                if let (Some(watched), [input]) = (&mut watched, inputs) {
+                    watched.look(index, &queries, &self.heads, &layer.pages, input.memory.blocks)?;
+                }
+                let found = layer.pages.see(across, &queries, &self.heads, Sight { window: None, sinks: None })?;
+                seen = ((cross.output.multiply(&found)?, cross.output.bias.clone()), None);
+            }
+            let rows = self.join(&hidden, Some(&seen), &layer.parts.perceptron_norm)?;
             let made = match &layer.parts.perceptron {
                 Perceptron::Dense(dense) => dense.forward(&rows)?,
                 Perceptron::Experts(experts) => (experts.forward(&rows)?, None),
@@ -135,6 +165,20 @@ impl Gpu {
             None => logits,
         };
         logits.flatten_all()?.to_vec1()
+    }
+}
+
+impl Watched {
+    /// Notes how much of its memory each row sees, by those of the heads that are in this layer.
+    fn look(&mut self, layer: usize, queries: &Tensor, heads: &Heads, pages: &Pages, blocks: &[u32]) -> Result<()> {
+        let blocks = Tensor::new(blocks, queries.device())?;
+        for ((_, head), weights) in self.heads.iter().zip(&mut self.weights).filter(|((of, _), _)| *of == layer) {
+            let keys = pages.keys_of(&blocks, *head)?.narrow(0, 0, self.rows)?.to_dtype(DType::F32)?;
+            let own = queries.narrow(1, head * heads.size, heads.size)?.contiguous()?.to_dtype(DType::F32)?;
+            let scores = (own.matmul(&keys.t()?)? * f64::from(heads.scale))?;
+            weights.extend(softmax_last_dim(&scores)?.flatten_all()?.to_vec1::<f32>()?);
+        }
+        Ok(())
     }
 }
 

@@ -1,5 +1,5 @@
 //! An encoder on a GPU, by candle. It does the same as `cpu`, on the packed rows of a batch; attention and pooling are
-//! kernels of our own.
+//! kernels of our own. It runs on a processor too, slowly, by which it is tested.
 
 mod attention;
 mod packed;
@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::ops::{layer_norm, rms_norm};
 use kernels::{Activation, Level, Linear};
+use schemas::registry::Dtype;
 
 use self::attention::Attention;
 use self::packed::{Packed, Pool};
@@ -31,24 +32,30 @@ const HEAD_MAX: usize = 256;
 
 #[derive(Debug)]
 pub struct Gpu {
-    device: Device,
-    dtype: DType,
-    shape: Shape,
+    body: Body,
     words: Tensor,
     positions: Option<Tensor>,
     /// Rows for the first and the second text of a pair.
     types: Option<Tensor>,
     embedding_norm: Option<Norm>,
-    layers: Vec<Layer<Dense, Norm>>,
-    final_norm: Option<Norm>,
-    /// `[heads, distances]`, where distance is told of in scores.
-    distance_bias: Option<Tensor>,
     /// What follows pooling is done on the processor.
     head: Head<Linear, kernels::Norm>,
 }
 
+/// The layers of a model, whatever it is that goes into them.
 #[derive(Debug)]
-struct Dense {
+pub struct Body {
+    device: Device,
+    dtype: DType,
+    shape: Shape,
+    layers: Vec<Layer<Dense, Norm>>,
+    final_norm: Option<Norm>,
+    /// `[heads, distances]`, where distance is told of in scores.
+    distance_bias: Option<Tensor>,
+}
+
+#[derive(Debug)]
+pub struct Dense {
     /// `[inputs, outputs]`
     weight: Tensor,
     bias: Option<Tensor>,
@@ -61,7 +68,7 @@ enum Norm {
 }
 
 /// What the layers share of a batch.
-struct Batch {
+pub struct Batch {
     packed: Packed,
     positions: Vec<u32>,
     /// By the base of rotary positions: cosines and sines for each row.
@@ -76,63 +83,34 @@ impl Gpu {
         device: &Device,
     ) -> std::result::Result<Self, LoadError> {
         let failed = LoadError::Device;
-        let (hidden, shape) = (model.shape.hidden, model.shape.clone());
-        let table = |values: &[f32]| {
-            Tensor::from_slice(values, (values.len() / hidden, hidden), device).and_then(|table| table.to_dtype(dtype))
-        };
-        let norm_of = |weights| Norm::new(weights, dtype, device);
-        if shape.size > HEAD_MAX {
-            let message = format!("heads of {} values are too large; {HEAD_MAX} is the most", shape.size);
-            return Err(failed(candle_core::Error::Msg(message)));
-        }
+        let body = Body::new(&model, dtype, device)?;
+        let table = |values: &[f32]| body.table(values);
         let embedding = &model.embedding;
-        let distances = |bias: &[Vec<f32>]| Tensor::from_vec(bias.concat(), (bias.len(), bias[0].len()), device);
-        let mut layers = Vec::with_capacity(model.layers);
-        for index in 0..model.layers {
-            let made = model.layer(index)?.map(|affine| Dense::new(affine, dtype, device), norm_of);
-            layers.push(made.transpose().map_err(failed)?);
-        }
         Ok(Self {
             words: table(&embedding.words).map_err(failed)?,
             positions: embedding.positions.as_deref().map(table).transpose().map_err(failed)?,
             types: embedding.types.as_ref().map(|types| table(&types.concat())).transpose().map_err(failed)?,
-            embedding_norm: embedding.norm.clone().map(norm_of).transpose().map_err(failed)?,
-            final_norm: model.final_norm.clone().map(norm_of).transpose().map_err(failed)?,
-            distance_bias: shape.distance_bias.as_deref().map(distances).transpose().map_err(failed)?,
-            layers,
+            embedding_norm: embedding
+                .norm
+                .clone()
+                .map(|weights| Norm::new(weights, dtype, device))
+                .transpose()
+                .map_err(failed)?,
             head: head.map(exact, norm),
-            device: device.clone(),
-            dtype,
-            shape,
+            body,
         })
     }
 
     /// One vector for each input, as [`Cpu::run`](super::cpu::Cpu::run) gives it.
     pub fn run(&self, inputs: &[Input<'_>]) -> Result<Vec<Vec<f32>>> {
-        let packed = Packed::new(inputs.iter().map(|input| input.tokens.len()), &self.device)?;
-        let mut batch = Batch { positions: packed.positions(), packed, turns: HashMap::new() };
-        let rows = self.rows(inputs, &mut batch)?;
+        let mut batch = self.body.batch(inputs.iter().map(|input| input.tokens.len()))?;
+        let rows = self.body.run(self.embed(inputs, &batch)?, &mut batch)?;
         let pooled = rows.apply_op1_no_bwd(&Pool { packed: &batch.packed, poolings: &self.head.pooling })?;
         Ok(pooled.to_vec2::<f32>()?.into_iter().map(|vector| finish(Level::best(), &self.head, vector)).collect())
     }
 
-    /// The vectors of all tokens.
-    fn rows(&self, inputs: &[Input<'_>], batch: &mut Batch) -> Result<Tensor> {
-        let mut hidden = self.embed(inputs, batch)?;
-        for layer in &self.layers {
-            let input = applied(&layer.norm, &hidden)?;
-            let projected = self.project(layer, &input, batch)?;
-            let mixed = layer.output.product(&self.attend(layer, &projected, batch)?)?;
-            hidden = layer.output.added(&mixed, &hidden, layer.output_norm.as_ref())?;
-            let input = applied(&layer.perceptron_norm, &hidden)?;
-            let inner = layer.up.activated(&layer.up.product(&input)?, layer.activation, layer.gated)?;
-            hidden = layer.down.added(&layer.down.product(&inner)?, &hidden, layer.down_norm.as_ref())?;
-        }
-        applied(&self.final_norm, &hidden)
-    }
-
     fn embed(&self, inputs: &[Input<'_>], batch: &Batch) -> Result<Tensor> {
-        let ids = |ids: Vec<u32>| Tensor::new(ids, &self.device);
+        let ids = |ids: Vec<u32>| Tensor::new(ids, &self.body.device);
         let tokens = inputs.iter().flat_map(|input| input.tokens.iter().copied()).collect();
         let mut hidden = self.words.index_select(&ids(tokens)?, 0)?;
         if let Some(table) = &self.positions {
@@ -144,6 +122,62 @@ impl Gpu {
             hidden = (hidden + table.index_select(&ids(kinds.collect())?, 0)?)?;
         }
         applied(&self.embedding_norm, &hidden)
+    }
+}
+
+impl Body {
+    pub fn new(model: &impl Layers, dtype: DType, device: &Device) -> std::result::Result<Self, LoadError> {
+        let (failed, shape) = (LoadError::Device, model.shape().clone());
+        if shape.size > HEAD_MAX {
+            let message = format!("heads of {} values are too large; {HEAD_MAX} is the most", shape.size);
+            return Err(failed(candle_core::Error::Msg(message)));
+        }
+        let norm_of = |weights| Norm::new(weights, dtype, device);
+        let distances = |bias: &[Vec<f32>]| Tensor::from_vec(bias.concat(), (bias.len(), bias[0].len()), device);
+        let mut layers = Vec::with_capacity(model.count());
+        for index in 0..model.count() {
+            let made = model.layer(index)?.map(|affine| Dense::new(affine, dtype, device), norm_of);
+            layers.push(made.transpose().map_err(failed)?);
+        }
+        Ok(Self {
+            final_norm: model.final_norm()?.map(norm_of).transpose().map_err(failed)?,
+            distance_bias: shape.distance_bias.as_deref().map(distances).transpose().map_err(failed)?,
+            device: device.clone(),
+            dtype,
+            shape,
+            layers,
+        })
+    }
+
+    /// Values of a row.
+    pub fn width(&self) -> usize {
+        self.shape.hidden
+    }
+
+    /// Rows as wide as those of the model, on its device and in its type.
+    pub fn table(&self, values: &[f32]) -> Result<Tensor> {
+        let width = self.shape.hidden;
+        Tensor::from_slice(values, (values.len() / width, width), &self.device)?.to_dtype(self.dtype)
+    }
+
+    /// Of sequences of these lengths.
+    pub fn batch(&self, lengths: impl Iterator<Item = usize>) -> Result<Batch> {
+        let packed = Packed::new(lengths, &self.device)?;
+        Ok(Batch { positions: packed.positions(), packed, turns: HashMap::new() })
+    }
+
+    /// The rows of all sequences, one after the other, through all layers.
+    pub fn run(&self, mut hidden: Tensor, batch: &mut Batch) -> Result<Tensor> {
+        for layer in &self.layers {
+            let input = applied(&layer.norm, &hidden)?;
+            let projected = self.project(layer, &input, batch)?;
+            let mixed = layer.output.product(&self.attend(layer, &projected, batch)?)?;
+            hidden = layer.output.added(&mixed, &hidden, layer.output_norm.as_ref())?;
+            let input = applied(&layer.perceptron_norm, &hidden)?;
+            let inner = layer.up.activated(&layer.up.product(&input)?, layer.activation, layer.gated)?;
+            hidden = layer.down.added(&layer.down.product(&inner)?, &hidden, layer.down_norm.as_ref())?;
+        }
+        applied(&self.final_norm, &hidden)
     }
 
     /// Queries, keys and values of all rows, `[rows, heads, size]`, with their positions.
@@ -174,6 +208,16 @@ impl Gpu {
     }
 }
 
+/// What a GPU computes in.
+pub fn type_of(dtype: Dtype) -> std::result::Result<DType, LoadError> {
+    match dtype {
+        Dtype::F32 => Ok(DType::F32),
+        Dtype::F16 => Ok(DType::F16),
+        Dtype::Bf16 => Ok(DType::BF16),
+        Dtype::Int8 => Err(LoadError::NeedsCpu(dtype)),
+    }
+}
+
 impl Batch {
     fn turn(&mut self, base: f64, size: usize, dtype: DType, device: &Device) -> Result<(Tensor, Tensor)> {
         if let Some((cosines, sines)) = self.turns.get(&base.to_bits()) {
@@ -194,7 +238,7 @@ impl Batch {
 }
 
 impl Dense {
-    fn new(Affine { weight, bias, inputs }: Affine, dtype: DType, device: &Device) -> Result<Self> {
+    pub fn new(Affine { weight, bias, inputs }: Affine, dtype: DType, device: &Device) -> Result<Self> {
         let outputs = weight.len() / inputs;
         let weight = Tensor::from_vec(weight, (outputs, inputs), device)?.t()?.contiguous()?.to_dtype(dtype)?;
         let bias = bias.map(|bias| Tensor::new(bias, device)?.to_dtype(dtype)).transpose()?;
@@ -202,7 +246,7 @@ impl Dense {
     }
 
     /// Of rows and weights, without the bias.
-    fn product(&self, rows: &Tensor) -> Result<Tensor> {
+    pub fn product(&self, rows: &Tensor) -> Result<Tensor> {
         rows.matmul(&self.weight)
     }
 
@@ -211,7 +255,7 @@ impl Dense {
     }
 
     /// The product with the bias, activated; where it is gated, times its other half.
-    fn activated(&self, product: &Tensor, activation: Activation, gated: bool) -> Result<Tensor> {
+    pub fn activated(&self, product: &Tensor, activation: Activation, gated: bool) -> Result<Tensor> {
         #[cfg(feature = "cuda")]
         if product.device().is_cuda() {
             return match (&self.bias, activation, gated) {

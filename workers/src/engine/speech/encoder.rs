@@ -1,47 +1,49 @@
 //! The half of a speech model that hears: windows of 30 seconds to a row for every 20 milliseconds.
 
-use kernels::{Activation, Linear};
-use rayon::prelude::*;
+mod cpu;
+mod gpu;
+
+use candle_core::{DType, Device};
 use schemas::registry::Dtype;
 
+use self::cpu::Cpu;
+use self::gpu::Gpu;
 use super::files::Files;
-use crate::engine::LoadError;
-use crate::engine::encoder::cpu::{Body, Place};
-use crate::engine::weights::{Weights, exact};
+use crate::engine::decoder::executor::Rows;
+use crate::engine::encoder::gpu::type_of;
+use crate::engine::{LoadError, StepError};
 
-/// Rows of a convolution that a thread computes at a time.
-const BLOCK: usize = 125;
-/// Inputs that share a scale in int8. With one scale for all, and what is too large for it known from other audio, words came
-/// out wrong.
-const GROUP: usize = 64;
+/// Windows that a GPU hears at a time.
+const GPU_WINDOWS: usize = 8;
 
 #[derive(Debug)]
 pub struct Encoder {
-    convolutions: [Linear; 2],
-    positions: Vec<f32>,
-    body: Body,
-    bands: usize,
-    hidden: usize,
+    executor: Executor,
     /// Rows of a window.
     pub rows: usize,
+    /// Windows that are heard at a time.
+    pub windows: usize,
+}
+
+#[derive(Debug)]
+enum Executor {
+    Cpu(Cpu),
+    Gpu(Gpu),
 }
 
 impl Encoder {
-    pub fn new(files: &Files, dtype: Dtype) -> Result<Self, LoadError> {
-        let (bands, hidden, rows) = (files.sizes.bands, files.sizes.hidden, files.sizes.heard);
-        let convolutions = [exact(files.convolution("conv1", bands)?), exact(files.convolution("conv2", hidden)?)];
-        let positions = files.positions()?;
-        let body = Body::new(&files.encoder()?, |_| {
-            move |affine| match dtype {
-                Dtype::Int8 => Weights::quantized_in_groups(affine, GROUP),
-                Dtype::F32 | Dtype::F16 | Dtype::Bf16 => Weights::exact(affine),
-            }
-        })?;
-        Ok(Self { convolutions, positions, body, bands, hidden, rows })
+    pub fn new(files: &Files, dtype: Dtype, device: &Device) -> Result<Self, LoadError> {
+        if !device.is_cpu() {
+            return Self::by_candle(files, type_of(dtype)?, device);
+        }
+        let cpu = Cpu::new(files, dtype)?;
+        Ok(Self { windows: cpu.threads(), executor: Executor::Cpu(cpu), rows: files.sizes.heard })
     }
 
-    pub fn body(&self) -> &Body {
-        &self.body
+    /// On a device of candle's. On a processor it does what it does on a GPU.
+    pub fn by_candle(files: &Files, dtype: DType, device: &Device) -> Result<Self, LoadError> {
+        let gpu = Gpu::new(files, dtype, device)?;
+        Ok(Self { executor: Executor::Gpu(gpu), rows: files.sizes.heard, windows: GPU_WINDOWS })
     }
 
     /// Frames of a window.
@@ -49,51 +51,37 @@ impl Encoder {
         2 * self.rows
     }
 
-    /// `windows` are `[frames, bands]` each; the rows of each come back, `[rows, hidden]`.
-    pub fn run(&self, windows: &[Vec<f32>]) -> Vec<Vec<f32>> {
-        let sizes = [self.bands, self.hidden];
-        let convolved = |window: &Vec<f32>| convolve(&self.body, &self.convolutions, &self.positions, window, sizes);
-        let made: Vec<Vec<f32>> = windows.iter().map(convolved).collect();
-        let row = |Place { sequence, position }: Place, to: &mut [f32]| {
-            to.copy_from_slice(&made[sequence][position * self.hidden..][..self.hidden]);
-        };
-        self.body.run(&vec![self.rows; windows.len()], row, <[f32]>::to_vec)
+    /// `windows` are `[frames, bands]` each; the rows of each come back.
+    pub fn run(&self, windows: &[Vec<f32>]) -> Result<Vec<Rows>, StepError> {
+        match &self.executor {
+            _ if windows.is_empty() => Ok(Vec::new()),
+            Executor::Cpu(cpu) => Ok(cpu.run(windows).into_iter().map(Rows::Host).collect()),
+            Executor::Gpu(gpu) => gpu.run(windows).map_err(|error| StepError(error.to_string())),
+        }
     }
 }
 
-/// Both convolutions, and the positions onto what they make.
-fn convolve(
-    body: &Body,
-    [first, second]: &[Linear; 2],
-    positions: &[f32],
-    window: &[f32],
-    [bands, hidden]: [usize; 2],
-) -> Vec<f32> {
-    let level = body.level();
-    let frames = window.len() / bands;
-    // A frame of nothing before and after.
-    let mut padded = vec![0.0; (frames + 2) * bands];
-    padded[bands..][..window.len()].copy_from_slice(window);
-    let mut inner = vec![0.0; (frames + 2) * hidden];
-    let mut rows = vec![0.0; frames / 2 * hidden];
-    body.install(|| {
-        let blocks = inner[hidden..(frames + 1) * hidden].par_chunks_mut(BLOCK * hidden);
-        blocks.enumerate().for_each(|(block, to)| {
-            let count = to.len() / hidden;
-            let seen = gathered(&padded, bands, (0..count).map(|row| block * BLOCK + row));
-            first.forward(level, &seen, to, Activation::Gelu);
-        });
-        rows.par_chunks_mut(BLOCK * hidden).enumerate().for_each(|(block, to)| {
-            let count = to.len() / hidden;
-            let seen = gathered(&inner, hidden, (0..count).map(|row| 2 * (block * BLOCK + row)));
-            second.forward(level, &seen, to, Activation::Gelu);
-            to.iter_mut().zip(&positions[block * BLOCK * hidden..]).for_each(|(to, more)| *to += more);
-        });
-    });
-    rows
-}
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
 
-/// Three frames from each of these on.
-fn gathered(frames: &[f32], width: usize, firsts: impl Iterator<Item = usize>) -> Vec<f32> {
-    firsts.flat_map(|first| &frames[first * width..(first + 3) * width]).copied().collect()
+    use super::*;
+
+    #[test]
+    fn candle_hears_the_same_as_the_kernels() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/speech/whisper");
+        let files = Files::open(&folder).unwrap();
+        let kernels = Encoder::new(&files, Dtype::F32, &Device::Cpu).unwrap();
+        let candle = Encoder::by_candle(&files, DType::F32, &Device::Cpu).unwrap();
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut window = || (0..kernels.frames() * files.sizes.bands).map(|_| random.f32() * 2.0 - 1.0).collect();
+        let windows: Vec<Vec<f32>> = vec![window(), window(), window()];
+        let (expected, ours) = (kernels.run(&windows).unwrap(), candle.run(&windows).unwrap());
+        for (expected, ours) in expected.iter().zip(&ours) {
+            let (expected, ours) = (expected.values().unwrap(), ours.values().unwrap());
+            assert_eq!(expected.len(), ours.len());
+            let apart = ours.iter().zip(&*expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(apart < 1e-4, "{apart}");
+        }
+    }
 }

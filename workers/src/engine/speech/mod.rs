@@ -1,6 +1,6 @@
 //! The speech engine: Whisper. Windows of 30 seconds through the encoder, then token by token through the decoder.
 //!
-//! A step encodes as many windows as there are threads and draws a token for each window that is encoded, so that windows of
+//! A step encodes a few windows, on a processor as many as there are threads, and draws a token for each window that is encoded, so that windows of
 //! many files are in one batch, and a short file never waits for a long one. The keys and values of what was heard are
 //! computed once and lie in the same pages as those of the tokens.
 
@@ -18,6 +18,7 @@ use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 
+use candle_core::Device;
 use kernels::BLOCK;
 use schemas::registry::Model;
 
@@ -28,14 +29,13 @@ use self::transcription::Transcription;
 use self::vocabulary::Vocabulary;
 use self::window::{Answer, Window};
 use super::decoder::blocks::Blocks;
-use super::decoder::cpu::Cpu;
-use super::decoder::executor::{Input, Memory};
+use super::decoder::executor::{Executor, Input, Memory, block_bytes};
 use super::text::{Listening, Text};
 use super::{Engine, Goal, LoadError, Made, Output, Sequence, SequenceId, StepError, Word};
 
 pub struct Speech {
     encoder: Encoder,
-    decoder: Cpu,
+    decoder: Executor,
     blocks: Blocks,
     text: Arc<Text>,
     vocabulary: Arc<Vocabulary>,
@@ -73,16 +73,14 @@ struct Writing {
 }
 
 impl Speech {
-    pub fn load(folder: &Path, model: &Model) -> Result<(Arc<Text>, Self), LoadError> {
-        LoadError::refuse_halves(model.dtype)?;
+    pub fn load(folder: &Path, model: &Model, device: &Device) -> Result<(Arc<Text>, Self), LoadError> {
         let files = Files::open(folder)?;
         let vocabulary =
             Arc::new(Vocabulary::of(&files.tokenizer, &files.suppressed, &files.suppressed_first, folder)?);
-        let encoder = Encoder::new(&files, model.dtype)?;
+        let encoder = Encoder::new(&files, model.dtype, device)?;
         let source = files.decoder()?;
         let (context, heard) = (files.sizes.context, files.sizes.heard);
-        let of_block =
-            files.sizes.layers[1] * kernels::Pages::block_bytes(source.shape.key_heads, source.shape.head_size);
+        let of_block = files.sizes.layers[1] * block_bytes(&source.shape, model.dtype, device)?;
         let count = (model.limits.kv_cache_mebibytes << 20) / of_block;
         let needed = heard.div_ceil(BLOCK) + context.div_ceil(BLOCK);
         if count < needed {
@@ -94,10 +92,9 @@ impl Speech {
         }
         // More are never in use.
         let count = count.min(needed * model.limits.batch);
-        let decoder = Cpu::new(source, model.dtype, count)?;
+        let decoder = Executor::new(source, model.dtype, count, device)?;
         let listening = Listening::new(files.sizes.bands, Arc::clone(&vocabulary));
         let text = Arc::new(Text::speech(files.tokenizer, context, listening));
-        tracing::info!(level = decoder.level().name(), blocks = count, "speech model is ready");
         let speech = Self {
             encoder,
             decoder,
@@ -116,19 +113,30 @@ impl Speech {
         Ok((text, speech))
     }
 
+    /// Loads it for the processor, whatever devices there are.
+    pub fn load_on_processor(folder: &Path, model: &Model) -> Result<(Arc<Text>, Self), LoadError> {
+        Self::load(folder, model, &Device::Cpu)
+    }
+
+    /// Loads it for the first GPU.
+    #[cfg(feature = "cuda")]
+    pub fn load_on_gpu(folder: &Path, model: &Model) -> Result<(Arc<Text>, Self), LoadError> {
+        Self::load(folder, model, &Device::new_cuda(0).map_err(LoadError::Device)?)
+    }
+
     /// The logits after each of some tokens, of a window of audio that begins at a frame.
-    pub fn logits(&mut self, mel: &mel::Mel, first: usize, tokens: &[u32]) -> Vec<Vec<f32>> {
+    pub fn logits(&mut self, mel: &mel::Mel, first: usize, tokens: &[u32]) -> Result<Vec<Vec<f32>>, StepError> {
         let mut window = vec![0.0; self.encoder.frames() * mel.bands()];
         mel.window(first, &mut window);
-        let rows = self.encoder.run(&[window]).remove(0);
+        let rows = self.encoder.run(&[window])?.remove(0);
         let (memory, blocks) = self.room(self.encoder.rows, tokens.len());
-        self.decoder.remember(&rows, &memory);
+        self.decoder.remember(&rows, &memory)?;
         let memory = Memory { blocks: &memory, rows: self.encoder.rows };
         let input = Input { tokens, start: 0, blocks: &blocks, wanted: tokens.len(), memory };
-        let logits = self.decoder.forward(&[input]).map(<[f32]>::to_vec).collect();
+        let logits = self.decoder.forward(&[input])?.map(<[f32]>::to_vec).collect();
         self.blocks.let_go(memory.blocks);
         self.blocks.let_go(&blocks);
-        logits
+        Ok(logits)
     }
 
     /// Blocks for what was heard and for tokens.
@@ -150,11 +158,11 @@ impl Speech {
         }
     }
 
-    /// Hears the next windows of files that wait for it, as many as there are threads, and ends those that are through.
-    fn hear(&mut self) {
+    /// Hears the next windows of files that wait for it, some at a time, and ends those that are through.
+    fn hear(&mut self) -> Result<(), StepError> {
         let frames_max = self.encoder.frames();
         let needed = self.encoder.rows.div_ceil(BLOCK) + self.context.div_ceil(BLOCK);
-        let room = (self.blocks.free() / needed).min(self.encoder.body().threads());
+        let room = (self.blocks.free() / needed).min(self.encoder.windows);
         let (mut chosen, mut index) = (Vec::new(), 0);
         while index < self.running.len() && chosen.len() < room {
             let running = &mut self.running[index];
@@ -171,26 +179,29 @@ impl Speech {
         }
         let windows: Vec<Vec<f32>> =
             chosen.iter().map(|(index, _)| self.running[*index].file.window(frames_max)).collect();
-        for ((index, frames), rows) in chosen.into_iter().zip(self.encoder.run(&windows)) {
+        for ((index, frames), rows) in chosen.into_iter().zip(self.encoder.run(&windows)?) {
             let (memory, blocks) = self.room(self.encoder.rows, self.context);
-            self.decoder.remember(&rows, &memory);
+            let remembered = self.decoder.remember(&rows, &memory);
             let running = &mut self.running[index];
             let asks_language = self.vocabulary.is_multilingual() && running.file.language.is_none();
             let window = (!asks_language).then(|| Window::new(running.file.ask(&self.vocabulary, self.context)));
+            // Before anything can fail, so that what was taken is given back with the file.
             running.stage = Stage::Write(Box::new(Writing { frames, memory, blocks, window }));
+            remembered?;
         }
+        Ok(())
     }
 
     /// Draws a token for each window that was heard.
-    fn write(&mut self) {
+    fn write(&mut self) -> Result<(), StepError> {
         let Self { encoder, decoder, text, vocabulary, running, made, .. } = self;
         let start = [vocabulary.start];
         let inputs: Vec<Input<'_>> = running.iter().filter_map(|running| running.input(&start, encoder.rows)).collect();
         if inputs.is_empty() {
-            return;
+            return Ok(());
         }
         let counts: Vec<usize> = inputs.iter().map(|input| input.wanted).collect();
-        let mut logits = decoder.forward(&inputs);
+        let mut logits = decoder.forward(&inputs)?;
         let mut answers = Vec::new();
         let writing = running.iter_mut().enumerate().filter(|(_, running)| matches!(running.stage, Stage::Write(_)));
         for ((index, Running { file, stage }), count) in writing.zip(counts) {
@@ -208,28 +219,27 @@ impl Speech {
                 }
             }
         }
-        for (index, answer) in answers {
-            self.take(index, &answer);
-        }
+        answers.into_iter().try_for_each(|(index, answer)| self.take(index, &answer))
     }
 
     /// Takes the answer of a window, and frees what it held.
-    fn take(&mut self, index: usize, answer: &Answer) {
+    fn take(&mut self, index: usize, answer: &Answer) -> Result<(), StepError> {
         let running = &mut self.running[index];
-        let Stage::Write(writing) = std::mem::replace(&mut running.stage, Stage::Hear) else { return };
+        let Stage::Write(writing) = std::mem::replace(&mut running.stage, Stage::Hear) else { return Ok(()) };
         let words = match running.file.hearing.words && !answer.is_silence() {
             true => self.words(index, answer, &writing),
-            false => Vec::new(),
+            false => Ok(Vec::new()),
         };
-        let file = &mut self.running[index].file;
-        file.take(answer, writing.frames, words, &self.vocabulary, &self.text);
-        self.heard.push((file.id, file.seconds()));
         self.blocks.let_go(&writing.memory);
         self.blocks.let_go(&writing.blocks);
+        let file = &mut self.running[index].file;
+        file.take(answer, writing.frames, words?, &self.vocabulary, &self.text);
+        self.heard.push((file.id, file.seconds()));
+        Ok(())
     }
 
     /// When the words of an answer were said.
-    fn words(&mut self, index: usize, answer: &Answer, writing: &Writing) -> Vec<Word> {
+    fn words(&mut self, index: usize, answer: &Answer, writing: &Writing) -> Result<Vec<Word>, StepError> {
         let file = &self.running[index].file;
         let spoken: Vec<u32> = answer.tokens.iter().copied().filter(|token| *token < self.vocabulary.end).collect();
         let start = file.start(&self.vocabulary);
@@ -239,8 +249,8 @@ impl Speech {
         let heard = (writing.frames / 2).min(self.encoder.rows);
         let memory = Memory { blocks: &writing.memory, rows: self.encoder.rows };
         let input = Input { tokens: &tokens, start: 0, blocks: &writing.blocks, wanted: 0, memory };
-        let watched = self.decoder.watch(input, &self.alignment_heads, heard);
-        words::times(pieces, &watched.weights, tokens.len(), heard, skipped)
+        let watched = self.decoder.watch(input, &self.alignment_heads, heard)?;
+        Ok(words::times(pieces, &watched, tokens.len(), heard, skipped))
     }
 
     /// Ends a file that is through.
@@ -280,9 +290,8 @@ impl Engine for Speech {
 
     fn step(&mut self) -> Result<(), StepError> {
         self.admit();
-        self.hear();
-        self.write();
-        Ok(())
+        self.hear()?;
+        self.write()
     }
 
     fn made(&mut self) -> Vec<Made> {
