@@ -15,7 +15,7 @@ fn families() -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let mut families: Vec<_> = entries.filter(|path| path.join("golden.json").exists()).collect();
     families.sort();
-    assert_eq!(families.len(), 11);
+    assert_eq!(families.len(), 13);
     families
 }
 
@@ -62,7 +62,7 @@ fn logits_are_those_of_transformers() {
             }
         }
     }
-    assert_eq!(files, 11 + 5, "and GGUF files beside some");
+    assert_eq!(files, 13 + 7, "and GGUF files beside some");
 }
 
 fn compare(path: &Path, decoder: &mut Decoder, case: &Value) {

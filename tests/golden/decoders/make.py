@@ -77,6 +77,24 @@ FAMILIES = {
         ),
         torch.bfloat16,
     ),
+    # With what GGUF files have no keys for as llama.cpp takes it to be.
+    "gemma2-plain": (
+        Gemma2Config(
+            **{**COMMON, "num_hidden_layers": 3}, head_dim=16, query_pre_attn_scalar=16, sliding_window=6,
+            attn_logit_softcapping=2.0, final_logit_softcapping=3.0,
+        ),
+        torch.float16,
+    ),
+    "gemma3-plain": (
+        Gemma3TextConfig(
+            **{**COMMON, "num_hidden_layers": 7}, head_dim=16, query_pre_attn_scalar=16, sliding_window=6,
+            rope_parameters={
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+                "full_attention": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 8.0},
+            },
+        ),
+        torch.float16,
+    ),
     "gpt-oss": (GptOssConfig(**GPT_OSS), torch.bfloat16),
     "gpt-oss-mxfp4": (GptOssConfig(**GPT_OSS), torch.bfloat16),
     "qwen3-moe": (

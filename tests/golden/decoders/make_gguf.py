@@ -28,6 +28,11 @@ PARTS = {
     "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "ln_1": "attn_norm", "ln_2": "ffn_norm",
     "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
 }
+# In Gemma the norm before the perceptron has another name, and the one behind attention that of the others' before it.
+GEMMA = {
+    "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
 # Folder: architecture, type of the matrices.
 MODELS = {
     "llama": ("llama", numpy.float32),
@@ -35,6 +40,8 @@ MODELS = {
     "qwen2": ("qwen2", numpy.float16),
     "qwen3-yarn": ("qwen3", numpy.float16),
     "gpt2": ("gpt2", numpy.float16),
+    "gemma2-plain": ("gemma2", numpy.float16),
+    "gemma3-plain": ("gemma3", numpy.float16),
 }
 FORMATS = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "F16", "BF16"]
 # Where halves stand that scale a block, of its bytes.
@@ -44,11 +51,12 @@ SCALES = {
 }
 
 
-def renamed(name):
+def renamed(name, architecture):
     parts = name.removeprefix("model.").removeprefix("transformer.").split(".")
     kind = parts.pop()
     if parts[0] in ("layers", "h"):
-        return f"blk.{parts[1]}.{PARTS['.'.join(parts[2:])]}.{kind}"
+        known = PARTS | GEMMA if "gemma" in architecture else PARTS
+        return f"blk.{parts[1]}.{known['.'.join(parts[2:])]}.{kind}"
     return f"{NAMES['.'.join(parts)]}.{kind}"
 
 
@@ -98,10 +106,19 @@ def make(name):
         writer.add_layer_norm_eps(config["layer_norm_epsilon"])
     else:
         rope = config["rope_parameters"]
+        rope = rope.get("full_attention", rope)
         writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
         writer.add_key_length(size)
         writer.add_rope_dimension_count(size)
         writer.add_rope_freq_base(rope["rope_theta"])
+        if rope["rope_type"] == "linear":
+            writer.add_string(f"{architecture}.rope.scaling.type", "linear")
+            writer.add_rope_scaling_factor(rope["factor"])
+        if "gemma" in architecture:
+            writer.add_sliding_window(config["sliding_window"])
+            if config["attn_logit_softcapping"]:
+                writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+                writer.add_final_logit_softcapping(config["final_logit_softcapping"])
         if rope["rope_type"] == "yarn":
             writer.add_string(f"{architecture}.rope.scaling.type", "yarn")
             writer.add_rope_scaling_factor(rope["factor"])
@@ -110,7 +127,9 @@ def make(name):
             writer.add_tensor("rope_freqs.weight", divisors(rope, size))
     tokens(writer, config["vocab_size"])
     for key, tensor in load_file(os.path.join(folder, "model.safetensors")).items():
-        values, part = tensor.float().numpy(), renamed(key)
+        values, part = tensor.float().numpy(), renamed(key, architecture)
+        if "gemma" in architecture and key.endswith("norm.weight"):
+            values = values + 1
         if architecture == "llama" and ("q_proj" in key or "k_proj" in key):
             values = neighbours(values, heads if "q_proj" in key else key_heads)
         if architecture == "gpt2" and values.ndim == 2 and "c_" in key:

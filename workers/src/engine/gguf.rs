@@ -1,23 +1,16 @@
 //! GGUF files: metadata, tensors and the tokenizer they describe.
 //!
-//! Tensors are dequantized to f32 as they are read. The tokenizer is built from the metadata by its own rules: what a
-//! file calls `pre` decides how text is split, and a `pre` we do not know is refused, since guessing would give wrong
-//! tokens without any sign of it.
+//! Tensors are dequantized to f32 as they are read.
+
+mod tokenizer;
 
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
+use super::LoadError;
 use candle_core::quantized::gguf_file::{Content, Value};
 use candle_core::{Device, Tensor};
-use serde_json::{Map, json};
-use tokenizers::Tokenizer;
-
-use super::LoadError;
-
-/// Of `tokenizer.ggml.token_type`.
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
 
 /// An open file.
 pub struct Gguf {
@@ -73,8 +66,8 @@ impl Gguf {
         self.value(key)?.to_f32().map_err(|error| self.error(format!("{key}: {error}")))
     }
 
-    pub fn flag(&self, key: &str) -> bool {
-        self.content.metadata.get(key).and_then(|value| value.to_bool().ok()).unwrap_or(false)
+    pub fn flag(&self, key: &str) -> Option<bool> {
+        self.content.metadata.get(key).and_then(|value| value.to_bool().ok())
     }
 
     pub fn error(&self, reason: impl std::fmt::Display) -> LoadError {
@@ -88,78 +81,14 @@ impl Gguf {
         token.map(String::as_str).ok_or_else(|| self.error(format!("tokenizer.ggml.tokens: has no token {id}")))
     }
 
-    /// The tokenizer that the metadata describes.
-    pub fn tokenizer(&self) -> Result<Tokenizer, LoadError> {
-        let model = self.string("tokenizer.ggml.model")?;
-        if model != "gpt2" {
-            return Err(
-                self.error(format!("tokenizer.ggml.model: {model:?} is not supported; only gpt2 (byte-level BPE) is"))
-            );
-        }
-        let tokens = self.strings("tokenizer.ggml.tokens")?;
-        let types = self.list("tokenizer.ggml.token_type")?;
-        if types.len() != tokens.len() {
-            return Err(self.error(format!(
-                "tokenizer.ggml.token_type: has {} entries for {} tokens",
-                types.len(),
-                tokens.len()
-            )));
-        }
-        let added = tokens.iter().zip(types).enumerate().filter_map(|(id, (token, kind))| {
-            let special = match integer(kind)? {
-                CONTROL => true,
-                USER_DEFINED => false,
-                _ => return None,
-            };
-            Some(json!({
-                "id": id, "content": token, "special": special,
-                "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
-            }))
-        });
-        let byte_level =
-            json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
-        let document = json!({
-            "version": "1.0",
-            "added_tokens": added.collect::<Vec<_>>(),
-            "normalizer": self.normalizer(),
-            "pre_tokenizer": self.pre_tokenizer(&byte_level)?,
-            "decoder": byte_level,
-            "model": {
-                "type": "BPE",
-                "vocab": tokens.iter().enumerate().map(|(id, token)| ((*token).to_owned(), json!(id))).collect::<Map<_, _>>(),
-                "merges": self.strings("tokenizer.ggml.merges")?,
-                // Llama 3 has tokens that no merges lead to.
-                "ignore_merges": self.string("tokenizer.ggml.pre")? == "llama-bpe",
-            },
-        });
-        let bytes = serde_json::to_vec(&document).map_err(|error| self.error(error))?;
-        Tokenizer::from_bytes(bytes).map_err(|error| self.error(format!("tokenizer: {error}")))
-    }
-
-    /// Qwen composes letters and their marks first.
-    fn normalizer(&self) -> Option<serde_json::Value> {
-        (self.string("tokenizer.ggml.pre").ok()? == "qwen2").then(|| json!({ "type": "NFC" }))
-    }
-
-    /// How text is split before byte pairs are merged.
-    fn pre_tokenizer(&self, byte_level: &serde_json::Value) -> Result<serde_json::Value, LoadError> {
-        match self.string("tokenizer.ggml.pre")? {
-            "smollm" => Ok(json!({
-                "type": "Sequence",
-                "pretokenizers": [{ "type": "Digits", "individual_digits": true }, byte_level],
-            })),
-            "gpt-2" => Ok(byte_level.clone()),
-            "qwen2" => Ok(split("\\p{N}")),
-            "llama-bpe" => Ok(split("\\p{N}{1,3}")),
-            other => Err(self.error(format!(
-                "tokenizer.ggml.pre: {other:?} is not supported; gpt-2, llama-bpe, qwen2 and smollm are"
-            ))),
-        }
-    }
-
     fn strings(&self, key: &str) -> Result<Vec<&str>, LoadError> {
         let texts = self.list(key)?.iter().map(|value| value.to_string().map(String::as_str));
         texts.collect::<candle_core::Result<_>>().map_err(|error| self.error(format!("{key}: {error}")))
+    }
+
+    fn floats(&self, key: &str) -> Result<Vec<f32>, LoadError> {
+        let numbers = self.list(key)?.iter().map(Value::to_f32);
+        numbers.collect::<candle_core::Result<_>>().map_err(|error| self.error(format!("{key}: {error}")))
     }
 
     fn list(&self, key: &str) -> Result<&Vec<Value>, LoadError> {
@@ -169,23 +98,6 @@ impl Gguf {
     fn value(&self, key: &str) -> Result<&Value, LoadError> {
         self.content.metadata.get(key).ok_or_else(|| self.error(format!("metadata {key} is missing")))
     }
-}
-
-/// Words, numbers, signs and spaces apart, as Llama 3 and Qwen do it, which differ in how digits stand together.
-fn split(digits: &str) -> serde_json::Value {
-    let pattern = [
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
-        r"[^\r\n\p{L}\p{N}]?\p{L}+",
-        digits,
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    ];
-    let bytes = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false });
-    let split =
-        json!({ "type": "Split", "pattern": { "Regex": pattern.join("|") }, "behavior": "Isolated", "invert": false });
-    json!({ "type": "Sequence", "pretokenizers": [split, bytes] })
 }
 
 fn integer(value: &Value) -> Option<i64> {
@@ -222,21 +134,6 @@ mod tests {
             let near = ours.iter().zip(&theirs).all(|(a, b)| (a - b).abs() <= 1e-5 * most);
             assert!(near, "{format}: {ours:?} and {theirs:?}");
         }
-    }
-
-    #[test]
-    fn digits_stand_together_as_the_models_were_trained() {
-        let pieces = |digits: &str, text: &str| {
-            let pre: tokenizers::PreTokenizerWrapper = serde_json::from_value(split(digits)).unwrap();
-            let mut pieces = tokenizers::PreTokenizedString::from(text);
-            tokenizers::PreTokenizer::pre_tokenize(&pre, &mut pieces).unwrap();
-            let splits = pieces.get_splits(tokenizers::OffsetReferential::Original, tokenizers::OffsetType::Byte);
-            splits.into_iter().map(|(piece, ..)| piece.replace('Ġ', " ").replace('Ċ', "\n")).collect::<Vec<_>>()
-        };
-        let text = "It's 12345 o'clock!\n\n  Now";
-        let [qwen, llama] = ["\\p{N}", "\\p{N}{1,3}"].map(|digits| pieces(digits, text));
-        assert_eq!(qwen, ["It", "'s", " ", "1", "2", "3", "4", "5", " o", "'clock", "!\n\n", " ", " Now"]);
-        assert_eq!(llama, ["It", "'s", " ", "123", "45", " o", "'clock", "!\n\n", " ", " Now"]);
     }
 
     #[test]

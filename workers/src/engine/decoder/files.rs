@@ -57,10 +57,9 @@ fn from_gguf(path: &Path) -> Result<Files, LoadError> {
         Ok(source) => Some(ChatTemplate::new(source, begin, end).map_err(|error| file.error(error))?),
         Err(_) => None,
     };
-    let adds_begin = file.flag("tokenizer.ggml.add_bos_token");
     let ends: Vec<u32> =
         ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"].into_iter().filter_map(id).collect();
-    let begin = adds_begin.then(|| id("tokenizer.ggml.bos_token_id")).flatten();
+    let begin = file.adds_begin().then(|| id("tokenizer.ggml.bos_token_id")).flatten();
     let tokenizer = file.tokenizer()?;
     Ok(Files { source: family::read_gguf(file)?, ends, tokenizer, template, begin })
 }

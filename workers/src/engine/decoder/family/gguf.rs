@@ -10,7 +10,9 @@ use crate::engine::gguf::Gguf;
 use crate::engine::layers::join;
 use crate::engine::layers::{Affine, NormWeights};
 
-const ARCHITECTURES: [&str; 4] = ["gpt2", "llama", "qwen2", "qwen3"];
+const ARCHITECTURES: [&str; 6] = ["gemma2", "gemma3", "gpt2", "llama", "qwen2", "qwen3"];
+/// Base of the positions of layers of Gemma 3 that see a window only, where the file has none.
+const LOCAL_BASE: f64 = 10_000.0;
 
 pub fn read(file: Gguf) -> Result<Source, LoadError> {
     let architecture = file.string("general.architecture")?.to_owned();
@@ -30,7 +32,10 @@ impl Reader {
     fn read(mut self) -> Result<Source, LoadError> {
         let shape = self.shape()?;
         let learned = self.file.has_tensor("position_embd.weight");
-        let rotation = if learned { None } else { Some(self.rotation(shape.head_size)?) };
+        let rotations = match learned {
+            true => None,
+            false => Some([self.rotation(shape.head_size)?, self.local_rotation(shape.head_size)?]),
+        };
         let count = self.file.number(&self.key("block_count"))?;
         let of_all = shape.clone();
         Ok(Source {
@@ -38,7 +43,7 @@ impl Reader {
             norm: self.norm("output_norm")?,
             output: if self.file.has_tensor("output.weight") { Some(self.linear("output")?) } else { None },
             words: self.file.values("token_embd.weight")?,
-            layers: Layers::new(count, move |index| self.layer(&of_all, index, rotation.as_ref())),
+            layers: Layers::new(count, move |index| self.layer(&of_all, index, rotations.as_ref())),
             shape,
         })
     }
@@ -55,7 +60,39 @@ impl Reader {
             return Err(self.file.error(format!("{heads} heads cannot share {key_heads} for keys")));
         }
         let size = number("attention.key_length").or_else(|_| number("rope.dimension_count")).unwrap_or(hidden / heads);
-        Ok(Shape::plain(hidden, [heads, key_heads], size, number("context_length")?))
+        let mut shape = Shape::plain(hidden, [heads, key_heads], size, number("context_length")?);
+        if self.is_gemma() {
+            shape.word_scale = (hidden as f32).sqrt();
+            // No key tells of it: the largest models, which are known by their layers, scale by what a head would have.
+            if matches!((&*self.architecture, number("block_count")?), ("gemma2", 46) | ("gemma3", 62)) {
+                shape.attention_scale = ((hidden / heads) as f32).sqrt().recip();
+            }
+            shape.attention_cap = self.file.float(&self.key("attn_logit_softcapping")).ok();
+            shape.logit_cap = self.file.float(&self.key("final_logit_softcapping")).ok();
+        }
+        Ok(shape)
+    }
+
+    fn is_gemma(&self) -> bool {
+        self.architecture.starts_with("gemma")
+    }
+
+    /// Whether the layer sees a window only.
+    fn is_sliding(&self, index: usize) -> bool {
+        match &*self.architecture {
+            "gemma2" => index.is_multiple_of(2),
+            "gemma3" => !(index + 1).is_multiple_of(6),
+            _ => false,
+        }
+    }
+
+    /// Of the layers that see a window only.
+    fn local_rotation(&mut self, size: usize) -> Result<Rotation, LoadError> {
+        if self.architecture != "gemma3" {
+            return self.rotation(size);
+        }
+        let base = self.file.float(&self.key("rope.freq_base_swa")).map_or(LOCAL_BASE, f64::from);
+        Ok(Rotation::new(size, base, Scaling::None))
     }
 
     /// Positions may be stretched as the keys say, or as Llama 3.1 does, by a divisor of each frequency.
@@ -89,11 +126,12 @@ impl Reader {
         &mut self,
         shape: &Shape,
         index: usize,
-        rotation: Option<&Rotation>,
+        rotations: Option<&[Rotation; 2]>,
     ) -> Result<Layer<Affine, NormWeights>, LoadError> {
         let name = |part: &str| format!("blk.{index}.{part}");
         let has_head_norms = self.file.has_tensor(&name("attn_q_norm.weight"));
         let gated = self.file.has_tensor(&name("ffn_gate.weight"));
+        let (is_gemma, is_sliding) = (self.is_gemma(), self.is_sliding(index));
         let up = self.linear(&name("ffn_up"))?;
         Ok(Layer {
             norm: self.norm(&name("attn_norm"))?,
@@ -102,22 +140,23 @@ impl Reader {
                 true => Some([self.norm(&name("attn_q_norm"))?, self.norm(&name("attn_k_norm"))?]),
                 false => None,
             },
-            rotation: rotation.cloned(),
-            window: None,
+            rotation: rotations.map(|rotations| rotations[usize::from(is_sliding)].clone()),
+            window: if is_sliding { Some(self.file.number(&self.key("attention.sliding_window"))?) } else { None },
             sinks: None,
             output: self.linear(&name("attn_output"))?,
-            output_norm: None,
+            output_norm: if is_gemma { Some(self.norm(&name("post_attention_norm"))?) } else { None },
             cross: None,
             perceptron_norm: self.norm(&name("ffn_norm"))?,
             perceptron: Perceptron::Dense(Dense {
                 up: if gated { join(vec![self.linear(&name("ffn_gate"))?, up]) } else { up },
-                function: match gated {
-                    true => Function::Gated(Activation::Silu),
-                    false => Function::Plain(Activation::GeluTanh),
+                function: match (gated, is_gemma) {
+                    (true, true) => Function::Gated(Activation::GeluTanh),
+                    (true, false) => Function::Gated(Activation::Silu),
+                    (false, _) => Function::Plain(Activation::GeluTanh),
                 },
                 down: self.linear(&name("ffn_down"))?,
             }),
-            down_norm: None,
+            down_norm: if is_gemma { Some(self.norm(&name("post_ffw_norm"))?) } else { None },
         })
     }
 
