@@ -62,7 +62,7 @@ fn logits_are_those_of_transformers() {
             }
         }
     }
-    assert_eq!(files, 13 + 7, "and GGUF files beside some");
+    assert_eq!(files, 13 + 10, "and GGUF files beside some");
 }
 
 fn compare(path: &Path, decoder: &mut Decoder, case: &Value) {

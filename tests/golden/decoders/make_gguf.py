@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes some of the models that make.py made as GGUF files, and a file with a tensor in each format that is read.
 
-    pip install torch==2.15.0 safetensors==0.8.0 gguf==0.19.0
+    pip install torch==2.15.0 transformers==5.24.0 safetensors==0.8.0 gguf==0.19.0
     python tests/golden/decoders/make_gguf.py
 
 A model.gguf has the same weights as the model.safetensors beside it, so golden.json is true of both. formats.gguf has
@@ -15,6 +15,7 @@ import os
 import numpy
 from gguf import GGMLQuantizationType, GGUFWriter, quants
 from safetensors.torch import load_file
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 NAMES = {
@@ -26,6 +27,7 @@ PARTS = {
     "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "ln_1": "attn_norm", "ln_2": "ffn_norm",
+    "mlp.router": "ffn_gate_inp", "mlp.gate": "ffn_gate_inp", "self_attn.sinks": "attn_sinks",
     "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
 }
 # In Gemma the norm before the perceptron has another name, and the one behind attention that of the others' before it.
@@ -33,6 +35,8 @@ GEMMA = {
     "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
+# gpt-oss too has a norm before the perceptron that is named after attention.
+GPT_OSS = {"post_attention_layernorm": "post_attention_norm"}
 # Folder: architecture, type of the matrices.
 MODELS = {
     "llama": ("llama", numpy.float32),
@@ -42,8 +46,11 @@ MODELS = {
     "gpt2": ("gpt2", numpy.float16),
     "gemma2-plain": ("gemma2", numpy.float16),
     "gemma3-plain": ("gemma3", numpy.float16),
+    "gpt-oss": ("gpt-oss", numpy.float32),
+    "gpt-oss-mxfp4": ("gpt-oss", numpy.float32),
+    "qwen3-moe": ("qwen3moe", numpy.float16),
 }
-FORMATS = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "F16", "BF16"]
+FORMATS = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "F16", "BF16", "MXFP4"]
 # Where halves stand that scale a block, of its bytes.
 SCALES = {
     "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q2_K": [80, 82], "Q3_K": [108],
@@ -53,9 +60,9 @@ SCALES = {
 
 def renamed(name, architecture):
     parts = name.removeprefix("model.").removeprefix("transformer.").split(".")
-    kind = parts.pop()
+    kind = parts.pop() if parts[-1] in ("weight", "bias") else "weight"
     if parts[0] in ("layers", "h"):
-        known = PARTS | GEMMA if "gemma" in architecture else PARTS
+        known = PARTS | {"gemma2": GEMMA, "gemma3": GEMMA, "gpt-oss": GPT_OSS}.get(architecture, {})
         return f"blk.{parts[1]}.{known['.'.join(parts[2:])]}.{kind}"
     return f"{NAMES['.'.join(parts)]}.{kind}"
 
@@ -88,6 +95,33 @@ def tokens(writer, count):
     writer.add_eos_token_id(1)
 
 
+def experts(stored, config):
+    """Takes out what belongs to experts, and gives it as one tensor for all of a layer."""
+    for layer in range(config.get("num_hidden_layers", 0)):
+        of = f"model.layers.{layer}.mlp.experts."
+        own = {key.removeprefix(of): stored.pop(key) for key in list(stored) if key.startswith(of)}
+        if not own:
+            continue
+        name = lambda part, kind: f"blk.{layer}.ffn_{part}_exps.{kind}"
+        if "0.gate_proj.weight" in own:
+            for part in ("gate", "up", "down"):
+                each = [own[f"{expert}.{part}_proj.weight"].float().numpy() for expert in range(config["num_local_experts"])]
+                yield name(part, "weight"), numpy.stack(each)
+            continue
+
+        def whole(part):
+            packed = f"{part}_blocks" in own
+            made = convert_moe_packed_tensors(own[f"{part}_blocks"], own[f"{part}_scales"]) if packed else own[part]
+            return made.float().transpose(1, 2).contiguous().numpy()
+
+        up, bias = whole("gate_up_proj"), own["gate_up_proj_bias"].float().numpy()
+        for first, part in enumerate(("gate", "up")):
+            yield name(part, "weight"), numpy.ascontiguousarray(up[:, first::2])
+            yield name(part, "bias"), numpy.ascontiguousarray(bias[:, first::2])
+        yield name("down", "weight"), whole("down_proj")
+        yield name("down", "bias"), own["down_proj_bias"].float().numpy()
+
+
 def make(name):
     architecture, kind = MODELS[name]
     folder = os.path.join(HERE, name)
@@ -114,8 +148,12 @@ def make(name):
         if rope["rope_type"] == "linear":
             writer.add_string(f"{architecture}.rope.scaling.type", "linear")
             writer.add_rope_scaling_factor(rope["factor"])
-        if "gemma" in architecture:
+        if architecture == "gpt-oss" or "gemma" in architecture:
             writer.add_sliding_window(config["sliding_window"])
+        if "num_experts_per_tok" in config:
+            writer.add_expert_count(config["num_local_experts"])
+            writer.add_expert_used_count(config["num_experts_per_tok"])
+        if "gemma" in architecture:
             if config["attn_logit_softcapping"]:
                 writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
                 writer.add_final_logit_softcapping(config["final_logit_softcapping"])
@@ -126,7 +164,16 @@ def make(name):
         if rope["rope_type"] == "llama3":
             writer.add_tensor("rope_freqs.weight", divisors(rope, size))
     tokens(writer, config["vocab_size"])
-    for key, tensor in load_file(os.path.join(folder, "model.safetensors")).items():
+    stored = load_file(os.path.join(folder, "model.safetensors"))
+    for part, values in experts(stored, config):
+        # Blocks of experts that have them, which hold the values as they are.
+        if name.endswith("mxfp4") and part.endswith("weight"):
+            blocks = quants.quantize(values, GGMLQuantizationType.MXFP4)
+            assert (quants.dequantize(blocks, GGMLQuantizationType.MXFP4) == values).all()
+            writer.add_tensor(part, blocks, raw_dtype=GGMLQuantizationType.MXFP4)
+        else:
+            writer.add_tensor(part, values.astype(kind if part.endswith("weight") else numpy.float32))
+    for key, tensor in stored.items():
         values, part = tensor.float().numpy(), renamed(key, architecture)
         if "gemma" in architecture and key.endswith("norm.weight"):
             values = values + 1

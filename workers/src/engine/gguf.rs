@@ -2,20 +2,23 @@
 //!
 //! Tensors are dequantized to f32 as they are read.
 
+mod container;
+mod formats;
 mod tokenizer;
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
+
+use self::container::{Container, Place, Value};
 use super::LoadError;
-use candle_core::quantized::gguf_file::{Content, Value};
-use candle_core::{Device, Tensor};
 
 /// An open file.
 pub struct Gguf {
     path: PathBuf,
-    content: Content,
+    content: Container,
     reader: BufReader<File>,
 }
 
@@ -25,49 +28,83 @@ impl Gguf {
         let file = File::open(path).map_err(|error| failed(&error))?;
         let mut reader = BufReader::with_capacity(1 << 20, file);
         let content =
-            Content::read(&mut reader).map_err(|error| failed(&format!("is no readable GGUF file: {error}")))?;
+            Container::read(&mut reader).map_err(|error| failed(&format!("is no readable GGUF file: {error}")))?;
         Ok(Self { path: path.to_owned(), content, reader })
     }
 
     /// The values of a tensor.
     pub fn values(&mut self, name: &str) -> Result<Vec<f32>, LoadError> {
-        let values = self.tensor(name)?.flatten_all().and_then(|tensor| tensor.to_vec1());
-        values.map_err(|error| self.error(format!("tensor {name}: {error}")))
+        self.tensor(name).map(|(values, _)| values)
     }
 
     /// The values of a matrix, and how many stand in a row.
     pub fn matrix(&mut self, name: &str) -> Result<(Vec<f32>, usize), LoadError> {
-        let tensor = self.tensor(name)?;
-        let read = || Ok((tensor.flatten_all()?.to_vec1()?, tensor.dims2()?.1));
-        read().map_err(|error: candle_core::Error| self.error(format!("tensor {name}: {error}")))
+        match self.tensor(name)? {
+            (values, dimensions) if dimensions.len() == 2 => Ok((values, dimensions[1])),
+            (_, dimensions) => Err(self.error(format!("tensor {name}: is no matrix, but {dimensions:?}"))),
+        }
     }
 
-    fn tensor(&mut self, name: &str) -> Result<Tensor, LoadError> {
-        let read = self.content.tensor(&mut self.reader, name, &Device::Cpu);
-        let dequantized = read.and_then(|tensor| tensor.dequantize(&Device::Cpu));
-        dequantized.map_err(|error| self.error(format!("tensor {name}: {error}")))
+    /// The values of matrices of one size, and how many stand in a row.
+    pub fn matrices(&mut self, name: &str) -> Result<(Vec<Vec<f32>>, usize), LoadError> {
+        match self.tensor(name)? {
+            (values, dimensions) if dimensions.len() == 3 && !values.is_empty() => {
+                let one = dimensions[1] * dimensions[2];
+                Ok((values.chunks_exact(one).map(<[f32]>::to_vec).collect(), dimensions[2]))
+            }
+            (_, dimensions) => Err(self.error(format!("tensor {name}: are no matrices, but {dimensions:?}"))),
+        }
+    }
+
+    /// The values of a tensor, and its dimensions from the outermost on.
+    fn tensor(&mut self, name: &str) -> Result<(Vec<f32>, Vec<usize>), LoadError> {
+        let place = self.content.tensors.get(name).cloned();
+        let place = place.ok_or_else(|| self.error(format!("tensor {name}: is missing")))?;
+        self.read(&place)
+            .map(|values| (values, place.dimensions))
+            .map_err(|error| self.error(format!("tensor {name}: {error}")))
+    }
+
+    fn read(&mut self, Place { dimensions, format, offset }: &Place) -> anyhow::Result<Vec<f32>> {
+        let (values, bytes) =
+            formats::block(*format).with_context(|| format!("format {format} of GGUF is not supported"))?;
+        let count = dimensions.iter().try_fold(1_usize, |product, size| product.checked_mul(*size));
+        let count = count.filter(|count| count.is_multiple_of(values)).context("its size is no number of blocks")?;
+        let size = (count / values).checked_mul(bytes).context("it is too large")?;
+        // Before memory is taken for what a file only says that it has.
+        let end = offset.checked_add(size as u64).context("it is too large")?;
+        anyhow::ensure!(end <= self.reader.get_ref().metadata()?.len(), "the file is cut off");
+        let mut stored = vec![0; size];
+        self.reader.seek(SeekFrom::Start(*offset))?;
+        self.reader.read_exact(&mut stored)?;
+        Ok(formats::values(*format, &stored, dimensions)?)
     }
 
     pub fn has_tensor(&self, name: &str) -> bool {
-        self.content.tensor_infos.contains_key(name)
+        self.content.tensors.contains_key(name)
     }
 
     pub fn string(&self, key: &str) -> Result<&str, LoadError> {
-        self.value(key)?.to_string().map(String::as_str).map_err(|error| self.error(format!("{key}: {error}")))
+        match self.value(key)? {
+            Value::Text(text) => Ok(text),
+            _ => Err(self.error(format!("{key}: is no text"))),
+        }
     }
 
     pub fn number(&self, key: &str) -> Result<usize, LoadError> {
-        let value = self.value(key)?;
-        let number = integer(value).and_then(|number| usize::try_from(number).ok());
-        number.ok_or_else(|| self.error(format!("{key}: {value:?} is not a number of things")))
+        let number = integer(self.value(key)?).and_then(|number| usize::try_from(number).ok());
+        number.ok_or_else(|| self.error(format!("{key}: is not a number of things")))
     }
 
     pub fn float(&self, key: &str) -> Result<f32, LoadError> {
-        self.value(key)?.to_f32().map_err(|error| self.error(format!("{key}: {error}")))
+        float(self.value(key)?).ok_or_else(|| self.error(format!("{key}: is no number")))
     }
 
     pub fn flag(&self, key: &str) -> Option<bool> {
-        self.content.metadata.get(key).and_then(|value| value.to_bool().ok())
+        match self.content.metadata.get(key) {
+            Some(Value::Flag(flag)) => Some(*flag),
+            _ => None,
+        }
     }
 
     pub fn error(&self, reason: impl std::fmt::Display) -> LoadError {
@@ -77,22 +114,25 @@ impl Gguf {
     /// The text of a token.
     pub fn token(&self, id: usize) -> Result<&str, LoadError> {
         let tokens = self.list("tokenizer.ggml.tokens")?;
-        let token = tokens.get(id).and_then(|token| token.to_string().ok());
-        token.map(String::as_str).ok_or_else(|| self.error(format!("tokenizer.ggml.tokens: has no token {id}")))
+        let token = tokens.get(id).and_then(text);
+        token.ok_or_else(|| self.error(format!("tokenizer.ggml.tokens: has no token {id}")))
     }
 
     fn strings(&self, key: &str) -> Result<Vec<&str>, LoadError> {
-        let texts = self.list(key)?.iter().map(|value| value.to_string().map(String::as_str));
-        texts.collect::<candle_core::Result<_>>().map_err(|error| self.error(format!("{key}: {error}")))
+        let texts = self.list(key)?.iter().map(text);
+        texts.collect::<Option<_>>().ok_or_else(|| self.error(format!("{key}: holds what is no text")))
     }
 
     fn floats(&self, key: &str) -> Result<Vec<f32>, LoadError> {
-        let numbers = self.list(key)?.iter().map(Value::to_f32);
-        numbers.collect::<candle_core::Result<_>>().map_err(|error| self.error(format!("{key}: {error}")))
+        let numbers = self.list(key)?.iter().map(float);
+        numbers.collect::<Option<_>>().ok_or_else(|| self.error(format!("{key}: holds what is no number")))
     }
 
-    fn list(&self, key: &str) -> Result<&Vec<Value>, LoadError> {
-        self.value(key)?.to_vec().map_err(|error| self.error(format!("{key}: {error}")))
+    fn list(&self, key: &str) -> Result<&[Value], LoadError> {
+        match self.value(key)? {
+            Value::List(values) => Ok(values),
+            _ => Err(self.error(format!("{key}: is no list"))),
+        }
     }
 
     fn value(&self, key: &str) -> Result<&Value, LoadError> {
@@ -101,17 +141,15 @@ impl Gguf {
 }
 
 fn integer(value: &Value) -> Option<i64> {
-    match value {
-        Value::U8(number) => Some((*number).into()),
-        Value::I8(number) => Some((*number).into()),
-        Value::U16(number) => Some((*number).into()),
-        Value::I16(number) => Some((*number).into()),
-        Value::U32(number) => Some((*number).into()),
-        Value::I32(number) => Some((*number).into()),
-        Value::U64(number) => i64::try_from(*number).ok(),
-        Value::I64(number) => Some(*number),
-        _ => None,
-    }
+    if let Value::Integer(number) = value { Some(*number) } else { None }
+}
+
+fn float(value: &Value) -> Option<f32> {
+    if let Value::Float(number) = value { Some(*number as f32) } else { None }
+}
+
+fn text(value: &Value) -> Option<&str> {
+    if let Value::Text(text) = value { Some(text) } else { None }
 }
 
 #[cfg(test)]
@@ -126,13 +164,43 @@ mod tests {
         let golden: BTreeMap<String, Vec<f32>> =
             serde_json::from_slice(&std::fs::read(folder.join("formats.json")).unwrap()).unwrap();
         let mut file = Gguf::open(&folder.join("formats.gguf")).unwrap();
-        assert_eq!(golden.len(), 12);
+        assert_eq!(golden.len(), 13);
         for (format, theirs) in golden {
             let ours = file.values(&format).unwrap();
             assert_eq!(ours.len(), theirs.len());
             let most = theirs.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
             let near = ours.iter().zip(&theirs).all(|(a, b)| (a - b).abs() <= 1e-5 * most);
             assert!(near, "{format}: {ours:?} and {theirs:?}");
+        }
+    }
+
+    /// What is read of a file: its tokenizer, and all tensors.
+    fn read_all(path: &Path) -> Result<(), LoadError> {
+        let mut file = Gguf::open(path)?;
+        file.tokenizer()?;
+        let names: Vec<String> = file.content.tensors.keys().cloned().collect();
+        names.iter().try_for_each(|name| file.values(name).map(drop))
+    }
+
+    #[test]
+    fn whatever_is_cut_off_or_changed_is_no_more_than_an_error() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/decoders");
+        let temporary = tempfile::tempdir().unwrap();
+        let place = temporary.path().join("model.gguf");
+        let mut random = fastrand::Rng::with_seed(3);
+        for name in ["qwen2/model.gguf", "pieces.gguf", "gpt-oss-mxfp4/model.gguf"] {
+            let whole = std::fs::read(folder.join(name)).unwrap();
+            read_all(&folder.join(name)).unwrap();
+            for _ in 0..150 {
+                std::fs::write(&place, &whole[..random.usize(..whole.len())]).unwrap();
+                assert!(read_all(&place).is_err(), "{name} is cut off");
+                let mut changed = whole.clone();
+                // Most of what is no weight stands at the beginning.
+                let last = if random.bool() { 200 } else { whole.len() };
+                changed[random.usize(..last)] ^= 1 << random.u32(0..8);
+                std::fs::write(&place, changed).unwrap();
+                let _ = read_all(&place);
+            }
         }
     }
 

@@ -19,6 +19,8 @@ pub mod grammar;
 mod layers;
 pub mod load;
 mod model_config;
+mod mxfp4;
+mod progress;
 mod prompts;
 pub mod queue;
 mod relay;

@@ -6,6 +6,7 @@ pub use kernels::Function;
 
 use crate::engine::LoadError;
 use crate::engine::layers::{Affine, NormWeights};
+use crate::engine::progress::Progress;
 
 /// A model's weights, in f32.
 pub struct Source {
@@ -24,6 +25,7 @@ pub struct Source {
 pub struct Layers {
     next: usize,
     count: usize,
+    progress: Progress,
     read: Box<dyn FnMut(usize) -> Read>,
 }
 
@@ -31,7 +33,7 @@ type Read = Result<Layer<Affine, NormWeights>, LoadError>;
 
 impl Layers {
     pub fn new(count: usize, read: impl FnMut(usize) -> Read + 'static) -> Self {
-        Self { next: 0, count, read: Box::new(read) }
+        Self { next: 0, count, progress: Progress::of(count), read: Box::new(read) }
     }
 }
 
@@ -41,6 +43,7 @@ impl Iterator for Layers {
     fn next(&mut self) -> Option<Read> {
         let index = self.next;
         self.next += 1;
+        self.progress.tell(index);
         (index < self.count).then(|| (self.read)(index))
     }
 

@@ -21,12 +21,12 @@ impl Body {
         if !device.is_cpu() {
             return gpu::Body::new(model, gpu::type_of(dtype)?, device).map(Self::Gpu);
         }
-        let make: fn(usize) -> fn(_, usize) -> Weights = match dtype {
-            Dtype::F32 => |_| |affine, _| Weights::exact(affine),
-            Dtype::Int8 => |_| Weights::quantized_in_groups,
-            Dtype::F16 | Dtype::Bf16 => return Err(LoadError::NeedsGpu(dtype)),
+        let body = match dtype {
+            Dtype::F32 => cpu::Body::new(model, |_| Weights::exact),
+            Dtype::Int8 => cpu::Body::new(model, |_| move |affine| Weights::quantized_in_groups(affine, group)),
+            Dtype::F16 | Dtype::Bf16 => Err(LoadError::NeedsGpu(dtype)),
         };
-        cpu::Body::new(model, |layer| move |affine| make(layer)(affine, group)).map(Self::Cpu)
+        body.map(Self::Cpu)
     }
 
     /// By candle on a processor, which does what it does on a GPU.

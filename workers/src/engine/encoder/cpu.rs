@@ -24,6 +24,7 @@ use super::family::Model;
 use super::pooling::pool;
 use crate::engine::LoadError;
 use crate::engine::layers::{Affine, NormWeights};
+use crate::engine::progress::Progress;
 use crate::engine::weights::{Weights, exact, norm};
 
 /// Tokens of a chunk: its activations fit in a second-level cache of 1 to 2 MiB.
@@ -231,8 +232,9 @@ fn layers<F: FnMut(Affine) -> Weights>(
             rotary
         })
     };
-    let mut layers = Vec::with_capacity(model.count());
+    let (mut layers, mut progress) = (Vec::with_capacity(model.count()), Progress::of(model.count()));
     for index in 0..model.count() {
+        progress.tell(index);
         let layer = model.layer(index)?;
         let attention = Attention {
             heads: shape.heads,

@@ -25,6 +25,7 @@ use super::pooling::finish;
 use crate::engine::LoadError;
 use crate::engine::activate::activate;
 use crate::engine::layers::{Affine, NormWeights};
+use crate::engine::progress::Progress;
 use crate::engine::weights::{exact, norm};
 
 /// Values of the largest head that the kernels have room for.
@@ -134,8 +135,9 @@ impl Body {
         }
         let norm_of = |weights| Norm::new(weights, dtype, device);
         let distances = |bias: &[Vec<f32>]| Tensor::from_vec(bias.concat(), (bias.len(), bias[0].len()), device);
-        let mut layers = Vec::with_capacity(model.count());
+        let (mut layers, mut progress) = (Vec::with_capacity(model.count()), Progress::of(model.count()));
         for index in 0..model.count() {
+            progress.tell(index);
             let made = model.layer(index)?.map(|affine| Dense::new(affine, dtype, device), norm_of);
             layers.push(made.transpose().map_err(failed)?);
         }

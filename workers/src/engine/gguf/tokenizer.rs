@@ -17,6 +17,17 @@ const BYTE: i64 = 6;
 /// How SentencePiece spells a space.
 const SPACE: &str = "\u{2581}";
 
+/// How OpenAI's models since GPT-4o split text: words also where small letters become large ones.
+const CASES: [&str; 7] = [
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+    r"\p{N}{1,3}",
+    r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+    r"\s*[\r\n]+",
+    r"\s+(?!\S)",
+    r"\s+",
+];
+
 /// What splits text and merges it to tokens.
 enum Kind {
     /// Byte pairs as GPT-2 has them.
@@ -106,8 +117,9 @@ impl Gguf {
             "gpt-2" => Ok(byte_level.clone()),
             "qwen2" | "deepseek-r1-qwen" => Ok(split("\\p{N}")),
             "llama-bpe" => Ok(split("\\p{N}{1,3}")),
+            "gpt-4o" => Ok(isolated(&CASES.join("|"))),
             other => Err(self.error(format!(
-                "tokenizer.ggml.pre: {other:?} is not supported; deepseek-r1-qwen, gpt-2, llama-bpe, qwen2 and smollm are"
+                "tokenizer.ggml.pre: {other:?} is not supported; deepseek-r1-qwen, gpt-2, gpt-4o, llama-bpe, qwen2 and smollm are"
             ))),
         }
     }
@@ -177,9 +189,12 @@ fn split(digits: &str) -> Value {
         r"\s+(?!\S)",
         r"\s+",
     ];
+    isolated(&pattern.join("|"))
+}
+
+fn isolated(pattern: &str) -> Value {
     let bytes = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false });
-    let split =
-        json!({ "type": "Split", "pattern": { "Regex": pattern.join("|") }, "behavior": "Isolated", "invert": false });
+    let split = json!({ "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false });
     json!({ "type": "Sequence", "pretokenizers": [split, bytes] })
 }
 

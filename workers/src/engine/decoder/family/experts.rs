@@ -5,12 +5,8 @@ use crate::engine::decoder::blueprint::{Dense, Experts, Function};
 use crate::engine::layers::Affine;
 use crate::engine::layers::{affine, join};
 use crate::engine::model_config::Config;
+use crate::engine::mxfp4::{self, GROUP};
 use crate::engine::tensors::Tensors;
-
-/// The sixteen values of MXFP4 (Open Compute Project, 2023).
-const FP4: [f32; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
-/// Values that share a scale in MXFP4.
-const GROUP: usize = 32;
 
 /// Gate, up and down in tensors of their own.
 pub fn gated(
@@ -94,8 +90,7 @@ fn of_experts(
 
 /// The values of a block, two in a byte, the lower half first.
 fn values(block: &[u8], scale: u8) -> impl Iterator<Item = f32> {
-    let scale = 2.0_f32.powi(i32::from(scale) - 127);
-    block.iter().flat_map(move |byte| [byte & 15, byte >> 4].map(|half| FP4[usize::from(half)] * scale))
+    block.iter().flat_map(move |byte| [byte & 15, byte >> 4].map(|half| mxfp4::value(half, scale)))
 }
 
 /// Gates and values that stand in turn, first all gates and then all values.

@@ -4,13 +4,16 @@
 use kernels::Activation;
 
 use crate::engine::LoadError;
-use crate::engine::decoder::blueprint::{Dense, Function, Layer, Layers, Perceptron, Rotation, Shape, Source};
+use crate::engine::decoder::blueprint::{Dense, Experts, Function, Layer, Layers, Perceptron, Rotation, Shape, Source};
 use crate::engine::decoder::rotation::Scaling;
 use crate::engine::gguf::Gguf;
 use crate::engine::layers::join;
 use crate::engine::layers::{Affine, NormWeights};
 
-const ARCHITECTURES: [&str; 6] = ["gemma2", "gemma3", "gpt2", "llama", "qwen2", "qwen3"];
+const ARCHITECTURES: [&str; 8] = ["gemma2", "gemma3", "gpt-oss", "gpt2", "llama", "qwen2", "qwen3", "qwen3moe"];
+const GPT_OSS: &str = "gpt-oss";
+/// Those that have experts.
+const MIXTURES: [&str; 2] = [GPT_OSS, "qwen3moe"];
 /// Base of the positions of layers of Gemma 3 that see a window only, where the file has none.
 const LOCAL_BASE: f64 = 10_000.0;
 
@@ -80,7 +83,7 @@ impl Reader {
     /// Whether the layer sees a window only.
     fn is_sliding(&self, index: usize) -> bool {
         match &*self.architecture {
-            "gemma2" => index.is_multiple_of(2),
+            "gemma2" | "gpt-oss" => index.is_multiple_of(2),
             "gemma3" => !(index + 1).is_multiple_of(6),
             _ => false,
         }
@@ -107,7 +110,8 @@ impl Reader {
                 fast: 32.0,
                 context: self.file.number(&self.key("rope.scaling.original_context_length"))? as f64,
                 scale: None,
-                truncate: true,
+                // No key tells of it; gpt-oss was trained without.
+                truncate: self.architecture != GPT_OSS,
             },
             Ok(other) => {
                 let key = self.key("rope.scaling.type");
@@ -130,9 +134,7 @@ impl Reader {
     ) -> Result<Layer<Affine, NormWeights>, LoadError> {
         let name = |part: &str| format!("blk.{index}.{part}");
         let has_head_norms = self.file.has_tensor(&name("attn_q_norm.weight"));
-        let gated = self.file.has_tensor(&name("ffn_gate.weight"));
         let (is_gemma, is_sliding) = (self.is_gemma(), self.is_sliding(index));
-        let up = self.linear(&name("ffn_up"))?;
         Ok(Layer {
             norm: self.norm(&name("attn_norm"))?,
             projection: self.projection(shape, index)?,
@@ -142,22 +144,72 @@ impl Reader {
             },
             rotation: rotations.map(|rotations| rotations[usize::from(is_sliding)].clone()),
             window: if is_sliding { Some(self.file.number(&self.key("attention.sliding_window"))?) } else { None },
-            sinks: None,
+            sinks: match self.file.has_tensor(&name("attn_sinks.weight")) {
+                true => Some(self.file.values(&name("attn_sinks.weight"))?),
+                false => None,
+            },
             output: self.linear(&name("attn_output"))?,
             output_norm: if is_gemma { Some(self.norm(&name("post_attention_norm"))?) } else { None },
             cross: None,
-            perceptron_norm: self.norm(&name("ffn_norm"))?,
-            perceptron: Perceptron::Dense(Dense {
-                up: if gated { join(vec![self.linear(&name("ffn_gate"))?, up]) } else { up },
-                function: match (gated, is_gemma) {
-                    (true, true) => Function::Gated(Activation::GeluTanh),
-                    (true, false) => Function::Gated(Activation::Silu),
-                    (false, _) => Function::Plain(Activation::GeluTanh),
-                },
-                down: self.linear(&name("ffn_down"))?,
-            }),
+            perceptron_norm: match &*self.architecture {
+                GPT_OSS => self.norm(&name("post_attention_norm"))?,
+                _ => self.norm(&name("ffn_norm"))?,
+            },
+            perceptron: self.perceptron(index)?,
             down_norm: if is_gemma { Some(self.norm(&name("post_ffw_norm"))?) } else { None },
         })
+    }
+
+    fn perceptron(&mut self, index: usize) -> Result<Perceptron<Affine>, LoadError> {
+        let name = |part: &str| format!("blk.{index}.ffn_{part}");
+        let gated = match &*self.architecture {
+            "gemma2" | "gemma3" => Function::Gated(Activation::GeluTanh),
+            GPT_OSS => Function::Clamped { alpha: 1.702, limit: 7.0 },
+            _ => Function::Gated(Activation::Silu),
+        };
+        if self.file.has_tensor(&name("gate_inp.weight")) {
+            if !MIXTURES.contains(&&*self.architecture) {
+                return Err(self.file.error(format!("experts of {} are not supported", self.architecture)));
+            }
+            return self.experts(name, gated).map(Perceptron::Experts);
+        }
+        let (up, down) = (self.linear(&name("up"))?, self.linear(&name("down"))?);
+        Ok(Perceptron::Dense(match self.file.has_tensor(&name("gate.weight")) {
+            true => Dense { up: join(vec![self.linear(&name("gate"))?, up]), function: gated, down },
+            false => Dense { up, function: Function::Plain(Activation::GeluTanh), down },
+        }))
+    }
+
+    fn experts(&mut self, name: impl Fn(&str) -> String, function: Function) -> Result<Experts<Affine>, LoadError> {
+        let router = self.linear(&name("gate_inp"))?;
+        let (gates, ups, downs) =
+            (self.each(&name("gate_exps"))?, self.each(&name("up_exps"))?, self.each(&name("down_exps"))?);
+        let count = router.weight.len() / router.inputs.max(1);
+        if [gates.len(), ups.len(), downs.len()] != [count; 3] {
+            return Err(self.file.error(format!("{}: is not of as many experts as there are", name("gate_inp"))));
+        }
+        let expert = |((gate, up), down)| Dense { up: join(vec![gate, up]), function, down };
+        Ok(Experts {
+            router,
+            experts: gates.into_iter().zip(ups).zip(downs).map(expert).collect(),
+            each: self.file.number(&self.key("expert_used_count"))?.min(count),
+            normalized: true,
+        })
+    }
+
+    /// A layer for each expert.
+    fn each(&mut self, name: &str) -> Result<Vec<Affine>, LoadError> {
+        let (weights, inputs) = self.file.matrices(&format!("{name}.weight"))?;
+        let bias = format!("{name}.bias");
+        let mut biases = match self.file.has_tensor(&bias) {
+            true => self.file.matrix(&bias).map(|(values, width)| {
+                values.chunks_exact(width).map(|bias| Some(bias.to_vec())).collect::<Vec<_>>()
+            })?,
+            false => Vec::new(),
+        };
+        biases.resize(weights.len(), None);
+        let one = |(weight, bias)| Affine { weight, bias, inputs };
+        Ok(weights.into_iter().zip(biases).map(one).collect())
     }
 
     fn projection(&mut self, shape: &Shape, index: usize) -> Result<Affine, LoadError> {
