@@ -58,6 +58,12 @@ fn load(format: &str, dtype: &str) -> (Arc<Text>, Speech) {
     try_load(format, dtype).unwrap_or_else(|error| panic!("{format}: {error}"))
 }
 
+/// Audio, tokens, and the logits of transformers after each.
+fn case() -> (Mel, Vec<u32>, Vec<Vec<f32>>) {
+    let golden = golden();
+    (heard(80, golden["seconds"].as_f64().unwrap()), numbers(&golden["tokens"]), numbers(&golden["logits"]))
+}
+
 #[cfg(not(feature = "cuda"))]
 #[test]
 fn half_precision_is_refused() {
@@ -70,9 +76,7 @@ fn half_precision_is_refused() {
 #[cfg(feature = "cuda")]
 #[test]
 fn half_precision_is_near() {
-    let golden = golden();
-    let (mel, tokens): (_, Vec<u32>) = (heard(80, golden["seconds"].as_f64().unwrap()), numbers(&golden["tokens"]));
-    let theirs: Vec<Vec<f32>> = numbers(&golden["logits"]);
+    let (mel, tokens, theirs) = case();
     for dtype in ["f16", "bf16"] {
         let ours = load("whisper", dtype).1.logits(&mel, 0, &tokens).unwrap().concat();
         assert!(cosine(&ours, &theirs.concat()) > 0.995, "{dtype}");
@@ -96,9 +100,7 @@ fn spectra_are_those_of_transformers() {
 
 #[test]
 fn logits_are_those_of_transformers() {
-    let golden = golden();
-    let (mel, tokens): (_, Vec<u32>) = (heard(80, golden["seconds"].as_f64().unwrap()), numbers(&golden["tokens"]));
-    let theirs: Vec<Vec<f32>> = numbers(&golden["logits"]);
+    let (mel, tokens, theirs) = case();
     for format in ["whisper", "ct2"] {
         let (_, mut speech) = load(format, "f32");
         for (ours, theirs) in speech.logits(&mel, 0, &tokens).unwrap().iter().zip(&theirs) {
