@@ -5,7 +5,7 @@ CARGO := cargo --locked
 DENY_VERSION := 0.20.2
 DENY := $(abspath $(BIN))/../tools/bin/cargo-deny
 
-.PHONY: help build demo test test-clients test-dashboard test-api check check-deploy check-cuda bench bench-decoder bench-encoder bench-batch bench-gateway bench-speech chaos scale-test fuzz images compose-test schemas fmt
+.PHONY: help build demo test test-clients test-dashboard test-api test-arm64 check check-deploy check-cuda bench bench-decoder bench-encoder bench-batch bench-gateway bench-speech chaos scale-test fuzz images compose-test schemas fmt
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
@@ -41,6 +41,9 @@ check-deploy: ## check the Helm chart, the Dockerfiles and the Compose file, wit
 	DEPLOY_TOOLS="$(abspath $(BIN))/../tools/deploy" k8s/check.sh
 	docker/check.sh
 
+test-arm64: ## run the kernels' tests as arm64 runs them, in QEMU; installs Debian's package where it is missing
+	tests/arm64.sh
+
 # Into a folder of its own, since all crates that know of the feature are compiled anew. CUDA_COMPUTE_CAP=90 is for H100.
 check-cuda: export CUDA_HOME := $(abspath $(BIN))/../tools/cuda
 check-cuda: export CUDA_COMPUTE_CAP ?= 80
@@ -62,7 +65,7 @@ bench: build ## measure the queue and the models beside bare JetStream
 bench-encoder: build ## measure the encoder beside the engines people would take instead
 	$(CARGO) bench -p tests --bench encoder -- $(BENCH_ARGS)
 
-# BENCH_ARGS: names of parts, all of them unless given: rates, quality, queue; and --rounds N.
+# BENCH_ARGS: names of parts, all of them unless given: rates, quality, queue, latency; and --rounds N.
 bench-decoder: build ## measure the decoder beside llama.cpp
 	$(CARGO) bench -p tests --bench decoder -- $(BENCH_ARGS)
 

@@ -11,6 +11,8 @@ mod support;
 
 #[path = "demo.rs"]
 mod demo;
+#[path = "decoder/latency.rs"]
+mod latency;
 #[path = "decoder/ours.rs"]
 mod ours;
 #[path = "decoder/peer.rs"]
@@ -46,6 +48,7 @@ enum Part {
     Rates,
     Quality,
     Queue,
+    Latency,
 }
 
 fn main() {
@@ -60,6 +63,9 @@ fn main() {
     }
     if is_wanted(Part::Queue) {
         queue::run(&mut report, args.rounds);
+    }
+    if is_wanted(Part::Latency) {
+        latency::run(&mut report, args.rounds);
     }
     report.write("decoder");
 }

@@ -33,6 +33,7 @@ impl Origin {
             Dtype::F16 => "f16",
             Dtype::Bf16 => "bf16",
             Dtype::Int8 => "int8",
+            Dtype::Int4 => "int4",
         };
         let revision = [model.source.as_deref(), model.path.as_deref()].into_iter().flatten().collect::<Vec<_>>();
         Self {

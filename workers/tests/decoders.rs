@@ -65,15 +65,36 @@ fn logits_are_those_of_transformers() {
     assert_eq!(files, 13 + 10, "and GGUF files beside some");
 }
 
+/// Of the model whose experts are of four bits, in both formats. What is rounded is what goes into each layer.
+#[test]
+#[cfg(not(feature = "cuda"))]
+fn four_bits_are_near_to_what_they_stand_for() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/decoders/gpt-oss-mxfp4");
+    for path in formats(&folder) {
+        let mut decoder = load(&path, "int4");
+        for case in cases(&folder) {
+            compare_within(&path, &mut decoder, &case, FOUR_BITS);
+        }
+    }
+}
+
+/// How far logits may be from those of transformers, to the largest: keys and values are kept in f16.
+const EXACT: f32 = 5e-3;
+/// The same where weights or inputs are of bytes.
+const FOUR_BITS: f32 = 3e-2;
+
 fn compare(path: &Path, decoder: &mut Decoder, case: &Value) {
+    compare_within(path, decoder, case, EXACT);
+}
+
+fn compare_within(path: &Path, decoder: &mut Decoder, case: &Value, share: f32) {
     let tokens: Vec<u32> = numbers(&case["token_ids"]);
     let theirs: Vec<f32> = numbers(&case["logits"]);
     let scale = theirs.iter().fold(1.0_f32, |most, value| most.max(value.abs()));
     let mut last = Vec::new();
     decoder.read(&tokens, |_, logits| last = logits.to_vec()).unwrap();
-    // Keys and values are kept in f16.
-    assert_near(path, &last, &theirs, 5e-3 * scale);
-    assert_near(path, &decoder.score(&tokens).unwrap(), &numbers::<f32>(&case["logprobs"]), 5e-3 * scale);
+    assert_near(path, &last, &theirs, share * scale);
+    assert_near(path, &decoder.score(&tokens).unwrap(), &numbers::<f32>(&case["logprobs"]), share * scale);
 }
 
 #[test]

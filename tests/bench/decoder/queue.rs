@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 use crate::ours::{MODEL, file, registry};
 use crate::peer::{FORMATS, Peer, Server};
 use crate::report::{Report, Row, median};
-use crate::support::{Deployment, eventually, tenant};
+use crate::support::{Deployment, tenant};
 
 const PROMPTS: usize = 500;
-const CLIENTS: usize = 32;
+pub const CLIENTS: usize = 32;
 /// Of one place of the server.
-const CONTEXT: usize = 512;
+pub const CONTEXT: usize = 512;
 
 pub fn run(report: &mut Report, rounds: usize) {
     let peer = Peer::prepare(&file());
@@ -40,7 +40,7 @@ pub fn run(report: &mut Report, rounds: usize) {
 }
 
 /// Some 300 tokens that are the same for all, then what is asked; 32 to 96 tokens are wanted.
-fn request(number: usize) -> Value {
+pub fn request(number: usize) -> Value {
     let rules = "You sort the letters that people write to a shop. Read each letter with care and say what it is about, \
                  in one short sentence, and then what the shop should do next. ";
     let prompt =
@@ -59,13 +59,8 @@ async fn ours(deployment: &Deployment) -> f64 {
 }
 
 async fn theirs(server: &Server) -> f64 {
+    server.is_ready().await;
     let client = reqwest::Client::new();
-    let health = client.get(format!("{}/health", server.url));
-    let is_ready = async || {
-        let answer = health.try_clone()?.send().await.ok()?;
-        answer.status().is_success().then_some(())
-    };
-    eventually("llama-server is ready", is_ready).await;
     let (client, url) = (&client, format!("{}/v1/completions", server.url));
     let url = &url;
     let answer = |number| async move {

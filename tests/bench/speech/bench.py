@@ -25,6 +25,7 @@ import ggml
 
 BIN, MODEL = sys.argv[1:]
 ROUNDS, FILES = int(os.environ.get("ROUNDS", 5)), int(os.environ.get("FILES", 64))
+KINDS = os.environ.get("KINDS", "f32 int8").split()
 SPEECH = "tests/speech/clips"
 RATE, BATCHES = 16000, (8, 16)
 THREADS = len(os.sched_getaffinity(0))
@@ -131,7 +132,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         single, queued = make_files(folder)
         cases = {"single": [single], "queued": queued}
-        for kind, theirs in (("f32", "float32"), ("int8", "int8")):
+        for kind in KINDS:
+            theirs = {"f32": "float32", "int8": "int8"}[kind]
             ours = Ours(kind)
             peers = {
                 "faster-whisper": FasterWhisper(theirs),

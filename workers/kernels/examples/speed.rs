@@ -4,10 +4,18 @@
 
 use std::time::Instant;
 
-use kernels::{Activation, Attention, Buffer, Level, Linear, QuantizedLinear, QuantizedRows, Scratch};
+use kernels::{Activation, Attention, Buffer, Int4Linear, Level, Linear, QuantizedLinear, QuantizedRows, Scratch};
 
 /// Rows, inputs and outputs: the layers of a small BERT, and few rows.
-const SHAPES: [[usize; 3]; 5] = [[128, 384, 1152], [128, 384, 384], [128, 384, 1536], [128, 1536, 384], [7, 384, 1536]];
+const SHAPES: [[usize; 3]; 7] = [
+    [128, 384, 1152],
+    [128, 384, 384],
+    [128, 384, 1536],
+    [128, 1536, 384],
+    [7, 384, 1536],
+    [32, 576, 3072],
+    [1, 4096, 4096],
+];
 const LENGTHS: [usize; 5] = [16, 61, 64, 128, 256];
 /// The least is shown: what disturbs a measurement only adds to it.
 const ROUNDS: usize = 20;
@@ -32,12 +40,18 @@ fn linear(level: Level, [rows, inputs, outputs]: [usize; 3]) {
     let (mut to, mut scratch) = (Buffer::zeroed(rows * outputs), QuantizedRows::default());
     let f32 = seconds(|| exact.forward(level, &values, &mut to, Activation::None));
     let int8 = seconds(|| quantized.forward(level, &values, &mut to, Activation::None, &mut scratch));
+    let grouped = quantized.clone().in_groups(64);
+    let int8_grouped = seconds(|| grouped.forward(level, &values, &mut to, Activation::None, &mut scratch));
+    let four_bits = Int4Linear::new(&weights, None, inputs);
+    let int4 = seconds(|| four_bits.forward(level, &values, &mut to, Activation::None, &mut scratch));
     let giga = 2e-9 * (rows * inputs * outputs) as f64;
     let name = level.name();
     println!(
-        "{name:9} {rows:4} x {inputs:4} x {outputs:4}: f32 {:6.1} GFLOP/s, int8 {:7.1} GOP/s",
+        "{name:9} {rows:4} x {inputs:4} x {outputs:4}: f32 {:6.1} GFLOP/s, int8 {:7.1} GOP/s, in groups {:7.1}, int4 {:7.1}",
         giga / f32,
-        giga / int8
+        giga / int8,
+        giga / int8_grouped,
+        giga / int4
     );
 }
 

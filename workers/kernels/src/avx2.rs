@@ -133,6 +133,26 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn dot_signed(sums: __m256i, activations: u32, weights: *const u8) -> __m256i {
+        unsafe {
+            let activations = _mm256_set1_epi32(activations.cast_signed());
+            let pairs = _mm256_maddubs_epi16(_mm256_loadu_si256(weights.cast()), activations);
+            _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn spread(from: *const u8, numbers: &[u8; 16], lower: *mut u8, upper: *mut u8) {
+        unsafe {
+            let numbers = _mm256_broadcastsi128_si256(_mm_loadu_si128(numbers.as_ptr().cast()));
+            let (bytes, half) = (_mm256_loadu_si256(from.cast()), _mm256_set1_epi8(15));
+            let codes = [_mm256_and_si256(bytes, half), _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), half)];
+            _mm256_storeu_si256(lower.cast(), _mm256_shuffle_epi8(numbers, codes[0]));
+            _mm256_storeu_si256(upper.cast(), _mm256_shuffle_epi8(numbers, codes[1]));
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_sums(from: *const i32) -> __m256 {
         unsafe { _mm256_cvtepi32_ps(_mm256_loadu_si256(from.cast())) }
     }

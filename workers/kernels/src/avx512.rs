@@ -124,6 +124,25 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn dot_signed(sums: __m512i, activations: u32, weights: *const u8) -> __m512i {
+        unsafe {
+            let activations = _mm512_set1_epi32(activations.cast_signed());
+            _mm512_dpbusd_epi32(sums, _mm512_loadu_si512(weights.cast()), activations)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn spread(from: *const u8, numbers: &[u8; 16], lower: *mut u8, upper: *mut u8) {
+        unsafe {
+            let numbers = _mm512_broadcast_i32x4(_mm_loadu_si128(numbers.as_ptr().cast()));
+            let (bytes, half) = (_mm512_loadu_si512(from.cast()), _mm512_set1_epi8(15));
+            let codes = [_mm512_and_si512(bytes, half), _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), half)];
+            _mm512_storeu_si512(lower.cast(), _mm512_shuffle_epi8(numbers, codes[0]));
+            _mm512_storeu_si512(upper.cast(), _mm512_shuffle_epi8(numbers, codes[1]));
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_sums(from: *const i32) -> __m512 {
         unsafe { _mm512_cvtepi32_ps(_mm512_loadu_si512(from.cast())) }
     }

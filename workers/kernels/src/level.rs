@@ -3,6 +3,8 @@
 //! A kernel is written once over [`Simd`] and compiled for each level; which one runs is chosen when the program starts,
 //! so that one binary is right for every processor.
 
+#[cfg(target_arch = "aarch64")]
+use crate::neon::{MIXED, Neon, PLAIN, SIGNED};
 use crate::portable::Portable;
 use crate::simd::Simd;
 #[cfg(target_arch = "x86_64")]
@@ -14,8 +16,16 @@ pub struct Level(Kind);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
-    /// What every processor of the platform has; NEON on arm64.
+    /// What every processor of the platform has.
     Portable,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// With products of signed bytes.
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
+    /// With products of unsigned and signed bytes.
+    #[cfg(target_arch = "aarch64")]
+    NeonMixed,
     #[cfg(target_arch = "x86_64")]
     Avx2,
     /// With VNNI, as servers have it since 2019.
@@ -45,6 +55,18 @@ impl Level {
                 levels.push(Self(Kind::Amx));
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            use std::arch::is_aarch64_feature_detected;
+            let has_dot = is_aarch64_feature_detected!("dotprod");
+            let has_mixed = has_dot && is_aarch64_feature_detected!("i8mm");
+            let found = [
+                (is_aarch64_feature_detected!("neon"), Kind::Neon),
+                (has_dot, Kind::NeonDot),
+                (has_mixed, Kind::NeonMixed),
+            ];
+            levels.extend(found.into_iter().filter(|(has, _)| *has).map(|(_, kind)| Self(kind)));
+        }
         levels
     }
 
@@ -55,6 +77,12 @@ impl Level {
     pub fn name(self) -> &'static str {
         match self.0 {
             Kind::Portable => "portable",
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDot => "neon-dotprod",
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonMixed => "neon-i8mm",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
@@ -76,6 +104,13 @@ impl Level {
         unsafe {
             match self.0 {
                 Kind::Portable => work.run::<Portable>(),
+                // NEON is what the compiler takes for granted on arm64; what goes beyond is in assembly.
+                #[cfg(target_arch = "aarch64")]
+                Kind::Neon => work.run::<Neon<PLAIN>>(),
+                #[cfg(target_arch = "aarch64")]
+                Kind::NeonDot => work.run::<Neon<SIGNED>>(),
+                #[cfg(target_arch = "aarch64")]
+                Kind::NeonMixed => work.run::<Neon<MIXED>>(),
                 #[cfg(target_arch = "x86_64")]
                 Kind::Avx2 => avx2(work),
                 #[cfg(target_arch = "x86_64")]

@@ -1,4 +1,4 @@
-//! Kernels of encoders and decoders, on processors and, with the feature `cuda`, on GPUs: linear layers in f32 and int8, attention,
+//! Kernels of encoders and decoders, on processors and, with the feature `cuda`, on GPUs: linear layers in f32, int8 and int4, attention,
 //! norms, rotary positions.
 //!
 //! Matrices are slices of rows, one after the other; all functions run on the calling thread and take no memory of their
@@ -16,9 +16,12 @@ mod avx512;
 mod buffer;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod int4;
 mod level;
 mod linear;
 mod math;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod paged;
 mod portable;
 mod quantized;
@@ -30,6 +33,7 @@ mod tile;
 pub use activation::{Activation, Function, gate};
 pub use attention::{Attention, Scratch, softmax_weights};
 pub use buffer::Buffer;
+pub use int4::Int4Linear;
 pub use level::Level;
 pub use linear::Linear;
 pub use paged::{BLOCK, PagedAttention, PagedScratch, Pages, Span};

@@ -139,6 +139,26 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn dot_signed(sums: Self::I, activations: u32, weights: *const u8) -> Self::I {
+        let activations = activations.to_le_bytes().map(|byte| i32::from(byte.cast_signed()));
+        let weights = unsafe { weights.cast::<[[u8; 4]; LANES]>().read_unaligned() };
+        std::array::from_fn(|lane| {
+            let products = std::array::from_fn::<i32, 4, _>(|byte| activations[byte] * i32::from(weights[lane][byte]));
+            sums[lane] + products.iter().sum::<i32>()
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn spread(from: *const u8, numbers: &[u8; 16], lower: *mut u8, upper: *mut u8) {
+        unsafe {
+            let bytes = from.cast::<[u8; 4 * LANES]>().read_unaligned();
+            let of = |code: u8| numbers[usize::from(code)];
+            lower.cast::<[u8; 4 * LANES]>().write_unaligned(bytes.map(|byte| of(byte & 15)));
+            upper.cast::<[u8; 4 * LANES]>().write_unaligned(bytes.map(|byte| of(byte >> 4)));
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_sums(from: *const i32) -> Self::F {
         unsafe { from.cast::<Self::I>().read_unaligned() }.map(|sum| sum as f32)
     }

@@ -48,7 +48,7 @@ pub struct QuantizedRows {
     /// One after the other; for matrix tiles in blocks of 16 rows by 64 bytes, as a tile is read.
     pub(crate) values: Buffer<u8>,
     /// Scale and zero point of each group of each row.
-    scales: Vec<(f32, f32)>,
+    pub(crate) scales: Vec<(f32, f32)>,
 }
 
 impl QuantizedLinear {

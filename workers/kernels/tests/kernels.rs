@@ -3,8 +3,8 @@
 mod reference;
 
 use kernels::{
-    Activation, Attention, Level, Linear, Norm, PagedAttention, Pages, QuantizedLinear, QuantizedRows, Rotary, Scratch,
-    Span, Team, gate, softmax_weights,
+    Activation, Attention, Int4Linear, Level, Linear, Norm, PagedAttention, Pages, QuantizedLinear, QuantizedRows,
+    Rotary, Scratch, Span, Team, gate, softmax_weights,
 };
 use proptest::prelude::*;
 use reference::{Random, close};
@@ -56,7 +56,7 @@ proptest! {
         }
         let group = group.map_or(inputs, |most| reference::group(inputs, most));
         for level in Level::available() {
-            let levels = if level.name() == "avx2" { 127.0 } else { 255.0 };
+            let levels = if ["avx2", "neon", "neon-dotprod"].contains(&level.name()) { 127.0 } else { 255.0 };
             let expected = reference::quantized(&input, &weight, &bias, (inputs, group), levels, function);
             let mut output = vec![f32::NAN; rows * outputs];
             linear.forward(level, &input, &mut output, function, &mut QuantizedRows::default());
@@ -65,6 +65,27 @@ proptest! {
             let exact = reference::linear(&input, &weight, Some(&bias), inputs, function);
             let limit = if levels < 255.0 { 0.2 } else { 0.1 };
             prop_assert!(close(&output, &exact, limit), "{}", level.name());
+        }
+    }
+
+    #[test]
+    fn a_layer_of_four_bits_is_what_plain_code_computes_whoever_else_is_there(
+        rows in 1_usize..110, inputs in 1_usize..700, outputs in 1_usize..100, function in activation(), floats: bool, seed: u64
+    ) {
+        let mut random = Random(seed);
+        let (input, bias) = (random.values(rows * inputs, 2.0), random.values(outputs, 1.0));
+        let weight = reference::four_bits(&mut random, outputs, inputs, floats);
+        let linear = Int4Linear::exact(&weight, Some(&bias), inputs).expect("they are of four bits");
+        let expected = reference::int4(&input, &weight, &bias, inputs, function);
+        for level in Level::available() {
+            let mut output = vec![f32::NAN; rows * outputs];
+            let mut scratch = QuantizedRows::default();
+            linear.forward(level, &input, &mut output, function, &mut scratch);
+            // A value in the middle of two steps may go to either.
+            prop_assert!(close(&output, &expected, 0.01), "{}", level.name());
+            let (row, mut alone) = (rows / 2, vec![f32::NAN; outputs]);
+            linear.forward(level, &input[row * inputs..(row + 1) * inputs], &mut alone, function, &mut scratch);
+            prop_assert_eq!(&alone, &output[row * outputs..(row + 1) * outputs], "{}", level.name());
         }
     }
 
@@ -153,6 +174,7 @@ proptest! {
         let mut random = Random(seed);
         let (input, weight) = (random.values(rows * inputs, 2.0), random.values(outputs * inputs, 0.3));
         let (exact, quantized) = (Linear::new(&weight, None, inputs), QuantizedLinear::new(&weight, None, inputs, None).in_groups(64));
+        let four_bits = Int4Linear::new(&weight, None, inputs);
         let team = Team::new(threads);
         for level in Level::available() {
             let room = || (vec![f32::NAN; rows * outputs], QuantizedRows::default());
@@ -164,6 +186,12 @@ proptest! {
             quantized.forward(level, &input, &mut alone, function, &mut scratch);
             quantized.forward_on(&team, level, &input, &mut together, function, &mut other);
             prop_assert_eq!(&alone, &together);
+            let ((mut alone, mut scratch), (mut together, mut other)) = (room(), room());
+            four_bits.forward(level, &input, &mut alone, function, &mut scratch);
+            four_bits.forward_on(&team, level, &input, &mut together, function, &mut other);
+            prop_assert_eq!(&alone, &together);
+            let exact = reference::linear(&input, &weight, None, inputs, function);
+            prop_assert!(reference::noise(&alone, &exact) < 0.02, "{}", level.name());
         }
     }
 

@@ -84,6 +84,11 @@ impl Gguf {
         self.content.tensors.contains_key(name)
     }
 
+    /// Whether any tensor is of four bits.
+    pub fn has_four_bits(&self) -> bool {
+        self.content.tensors.values().any(|place| formats::FOUR_BITS.contains(&place.format))
+    }
+
     pub fn string(&self, key: &str) -> Result<&str, LoadError> {
         match self.value(key)? {
             Value::Text(text) => Ok(text),
@@ -156,6 +161,8 @@ fn text(value: &Value) -> Option<&str> {
 mod tests {
     use std::collections::BTreeMap;
 
+    use kernels::Int4Linear;
+
     use super::*;
 
     #[test]
@@ -171,7 +178,10 @@ mod tests {
             let most = theirs.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
             let near = ours.iter().zip(&theirs).all(|(a, b)| (a - b).abs() <= 1e-5 * most);
             assert!(near, "{format}: {ours:?} and {theirs:?}");
+            let is_of_four_bits = ["Q4_0", "Q4_1", "Q4_K", "MXFP4"].contains(&&*format);
+            assert_eq!(Int4Linear::exact(&ours, None, ours.len()).is_some(), is_of_four_bits, "{format}");
         }
+        assert!(file.has_four_bits());
     }
 
     /// What is read of a file: its tokenizer, and all tensors.

@@ -43,6 +43,8 @@ pub enum LoadError {
     NeedsGpu(Dtype),
     #[error("dtype {0:?} is for processors; on a GPU models compute in f32, f16 or bf16")]
     NeedsCpu(Dtype),
+    #[error("dtype {0:?} is for models that generate texts")]
+    NeedsDecoder(Dtype),
     #[error("no GPU can be used: {0}")]
     Device(candle_core::Error),
 }

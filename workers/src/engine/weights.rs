@@ -5,15 +5,19 @@
 
 use std::sync::Mutex;
 
-use kernels::{Activation, Level, Linear, Norm, QuantizedLinear, QuantizedRows, Team};
+use kernels::{Activation, Int4Linear, Level, Linear, Norm, QuantizedLinear, QuantizedRows, Team};
 
 use super::layers::{Affine, NormWeights};
+
+/// A layer that has fewer outputs than one for so many inputs decides much and costs little: it chooses experts.
+const FEW: usize = 12;
 
 /// A linear layer in the type it is computed in.
 #[derive(Debug)]
 pub enum Weights {
     F32(Linear),
     Int8(QuantizedLinear),
+    Int4(Int4Linear),
     /// In f32, with how large each input was.
     Watched(Linear, Mutex<Vec<f32>>),
 }
@@ -37,11 +41,23 @@ impl Weights {
         Self::Int8(QuantizedLinear::new(&weight, bias.as_deref(), inputs, None).in_groups(most))
     }
 
+    /// In four bits where it is so already, or where it may be rounded; with int8 in groups elsewhere.
+    pub fn four_bits(affine: Affine, may_round: bool, most: usize) -> Self {
+        let Affine { weight, bias, inputs } = &affine;
+        match Int4Linear::exact(weight, bias.as_deref(), *inputs) {
+            Some(linear) => Self::Int4(linear),
+            None if may_round && weight.len() * FEW >= inputs * inputs => {
+                Self::Int4(Int4Linear::new(weight, bias.as_deref(), *inputs))
+            }
+            None => Self::quantized_in_groups(affine, most),
+        }
+    }
+
     /// How large each input was.
     pub fn sizes(&self) -> Vec<f32> {
         match self {
             Self::Watched(_, sizes) => sizes.lock().expect("nothing panics while it holds this").clone(),
-            Self::F32(_) | Self::Int8(_) => Vec::new(),
+            Self::F32(_) | Self::Int8(_) | Self::Int4(_) => Vec::new(),
         }
     }
 
@@ -49,6 +65,7 @@ impl Weights {
         match self {
             Self::F32(linear) | Self::Watched(linear, _) => linear.inputs(),
             Self::Int8(linear) => linear.inputs(),
+            Self::Int4(linear) => linear.inputs(),
         }
     }
 
@@ -56,6 +73,7 @@ impl Weights {
         match self {
             Self::F32(linear) | Self::Watched(linear, _) => linear.outputs(),
             Self::Int8(linear) => linear.outputs(),
+            Self::Int4(linear) => linear.outputs(),
         }
     }
 
@@ -73,6 +91,8 @@ impl Weights {
         match (self, team) {
             (Self::Int8(linear), None) => linear.forward(level, rows, to, function, scratch),
             (Self::Int8(linear), Some(team)) => linear.forward_on(team, level, rows, to, function, scratch),
+            (Self::Int4(linear), None) => linear.forward(level, rows, to, function, scratch),
+            (Self::Int4(linear), Some(team)) => linear.forward_on(team, level, rows, to, function, scratch),
             (Self::F32(linear) | Self::Watched(linear, _), None) => linear.forward(level, rows, to, function),
             (Self::F32(linear) | Self::Watched(linear, _), Some(team)) => {
                 linear.forward_on(team, level, rows, to, function);

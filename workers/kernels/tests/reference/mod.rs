@@ -26,6 +26,13 @@ pub fn close(values: &[f32], expected: &[f32], share: f32) -> bool {
     values.len() == expected.len() && values.iter().zip(expected).all(|(a, b)| (a - b).abs() <= share * most)
 }
 
+/// The squares of what values are apart from what is expected, to its own.
+pub fn noise(values: &[f32], expected: &[f32]) -> f32 {
+    let squares = |of: &mut dyn Iterator<Item = f32>| of.map(|value| value * value).sum::<f32>();
+    let apart = squares(&mut values.iter().zip(expected).map(|(a, b)| a - b));
+    apart / squares(&mut expected.iter().copied()).max(f32::MIN_POSITIVE)
+}
+
 pub fn activate(x: f32, function: Activation) -> f32 {
     let x = f64::from(x);
     let tanh_gelu = |x: f64| 0.5 * x * (1.0 + (0.797_884_560_802_865_4 * (x + 0.044_715 * x.powi(3))).tanh());
@@ -91,6 +98,34 @@ pub fn quantized(
     let weight: Vec<f32> = weight.chunks_exact(inputs).flat_map(coarse_weight).collect();
     let input: Vec<f32> = input.chunks_exact(inputs).flat_map(|row| row.chunks(group)).flat_map(coarse_input).collect();
     linear(&input, &weight, Some(bias), inputs, function)
+}
+
+/// Weights that four bits hold without loss: numbers of MXFP4, or even steps.
+pub fn four_bits(random: &mut Random, outputs: usize, inputs: usize, floats: bool) -> Vec<f32> {
+    const FLOATS: [f32; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+    let mut weight = Vec::new();
+    for _ in 0..outputs {
+        for first in (0..inputs).step_by(32) {
+            let scale =
+                if floats { (random.value() * 3.0 - 5.0).floor().exp2() } else { (random.value().abs() + 0.2) / 32.0 };
+            let least = random.value() / 2.0;
+            for _ in first..inputs.min(first + 32) {
+                let code = (random.value().abs() * 16.0) as usize % 16;
+                weight.push(if floats { FLOATS[code] * scale } else { code as f32 * scale + least });
+            }
+        }
+    }
+    weight
+}
+
+/// The same as `linear` of what is left of inputs when they are signed bytes, 32 of which share a scale.
+pub fn int4(input: &[f32], weight: &[f32], bias: &[f32], inputs: usize, function: Activation) -> Vec<f32> {
+    let coarse = |group: &[f32]| {
+        let step = (group.iter().fold(0.0_f32, |most, value| most.max(value.abs())) / 127.0).max(f32::MIN_POSITIVE);
+        group.iter().map(|value| (value / step).round() * step).collect::<Vec<_>>()
+    };
+    let input: Vec<f32> = input.chunks_exact(inputs).flat_map(|row| row.chunks(32)).flat_map(coarse).collect();
+    linear(&input, weight, Some(bias), inputs, function)
 }
 
 pub fn attention(shape: &Attention, projected: &[f32]) -> Vec<f32> {

@@ -11,6 +11,8 @@ use crate::engine::progress::Progress;
 /// A model's weights, in f32.
 pub struct Source {
     pub shape: Shape,
+    /// Whether the files have weights of four bits; what else they have was not meant to be so coarse.
+    pub has_four_bits: bool,
     /// `[vocabulary, hidden]`
     pub words: Vec<f32>,
     /// `[positions, hidden]`, for models that learn them.

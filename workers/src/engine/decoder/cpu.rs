@@ -14,6 +14,7 @@ use schemas::registry::Dtype;
 
 use super::blueprint::{Dense, Experts, Function, Layer, Layers, Perceptron, Rotation, Shape, Source};
 use super::executor::{Input, Watched};
+use super::words::Words;
 use crate::engine::LoadError;
 use crate::engine::layers::{Affine, NormWeights};
 use crate::engine::weights::{Weights, norm};
@@ -28,8 +29,7 @@ pub struct Cpu {
     level: Level,
     team: Team,
     shape: Shape,
-    /// `[vocabulary, hidden]`
-    words: Vec<f32>,
+    words: Words,
     positions: Option<Vec<f32>>,
     layers: Vec<Ready>,
     norm: Norm,
@@ -69,9 +69,10 @@ struct Work {
 impl Cpu {
     /// Makes a model ready to run on as many threads as this process may use: its share of a container counts.
     pub fn new(source: Source, dtype: Dtype, blocks: usize) -> Result<Self, LoadError> {
-        let Source { shape, words, positions, layers, norm: last, output } = source;
+        let Source { shape, has_four_bits, words, positions, layers, norm: last, output } = source;
         let output = output.unwrap_or_else(|| Affine { weight: words.clone(), bias: None, inputs: shape.hidden });
-        let make = |affine| match dtype {
+        let made = |affine, may_round| match dtype {
+            Dtype::Int4 => Weights::four_bits(affine, may_round, GROUP),
             Dtype::Int8 => Weights::quantized_in_groups(affine, GROUP),
             Dtype::F32 | Dtype::F16 | Dtype::Bf16 => Weights::exact(affine),
         };
@@ -82,13 +83,13 @@ impl Cpu {
             level: Level::best(),
             team: Team::new(std::thread::available_parallelism().map_or(1, usize::from)),
             pages: (0..layers.len()).map(|_| Pages::new(blocks, shape.key_heads, shape.head_size)).collect(),
-            layers: ready(&shape, layers, make)?,
-            output: make(output),
+            layers: ready(&shape, layers, |affine| made(affine, !has_four_bits))?,
+            output: made(output, false),
             norm: norm(last),
             memory: Work::default(),
             watched: None,
+            words: Words::new(words, dtype),
             shape,
-            words,
             positions,
         })
     }
@@ -122,7 +123,7 @@ impl Cpu {
         let places = inputs.iter().flat_map(|input| input.tokens.iter().zip(input.start..));
         memory.hidden.resize(places.clone().count() * width);
         for (to, (token, position)) in memory.hidden.chunks_exact_mut(width).zip(places) {
-            to.copy_from_slice(&words[*token as usize * width..][..width]);
+            words.copy(*token as usize, to);
             if shape.word_scale != 1.0 {
                 to.iter_mut().for_each(|value| *value *= shape.word_scale);
             }

@@ -55,7 +55,7 @@ type Made = (Tensor, Option<Tensor>);
 
 impl Gpu {
     pub fn new(source: Source, dtype: DType, blocks: usize, device: &Device) -> std::result::Result<Self, LoadError> {
-        let Source { shape, words, positions, layers, norm, output } = source;
+        let Source { shape, has_four_bits: _, words, positions, layers, norm, output } = source;
         let heads = Heads {
             heads: shape.heads,
             key_heads: shape.key_heads,

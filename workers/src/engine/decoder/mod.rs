@@ -13,8 +13,10 @@ mod family;
 mod files;
 #[cfg(feature = "cuda")]
 mod gpu;
+mod lookup;
 mod rotation;
 mod running;
+mod words;
 
 pub use self::files::weights as weight_files;
 
@@ -44,6 +46,8 @@ pub struct Decoder {
     /// Tokens that end a text.
     ends: Vec<u32>,
     batch: usize,
+    /// Tokens that are guessed at a time, at most.
+    guesses: usize,
     waiting: VecDeque<(SequenceId, Arc<Sequence>)>,
     /// In the order in which they came.
     running: Vec<Running>,
@@ -62,7 +66,9 @@ impl Decoder {
         let (source, text, ends) = files.take(context);
         let executor = Executor::new(source, model.dtype, count, device)?;
         let text = Arc::new(text);
-        Ok((Arc::clone(&text), Self::new(executor, Blocks::new(count), text, ends, model.limits.batch)))
+        let mut decoder = Self::new(executor, Blocks::new(count), Arc::clone(&text), ends, model.limits.batch);
+        decoder.guesses = model.prompt_lookup_tokens;
+        Ok((text, decoder))
     }
 
     /// Loads it for the processor, whatever devices there are.
@@ -110,6 +116,7 @@ impl Decoder {
             text,
             ends,
             batch,
+            guesses: 0,
             waiting: VecDeque::new(),
             running: Vec::new(),
             made: Vec::new(),
@@ -153,11 +160,15 @@ impl Decoder {
         let mut budget = STEP_TOKENS_MAX;
         let mut counts = Vec::with_capacity(self.running.len());
         let mut index = 0;
+        let guesses = self.guesses.min(lookup::share(self.running.len()));
         while index < self.running.len() {
-            let running = &self.running[index];
+            let running = &mut self.running[index];
             let left = running.tokens.len() - running.computed;
-            let count = if left == 1 { 1 } else { left.min(budget) };
-            if self.furnish(index, running.computed + count) {
+            let guesses = if left == 1 { guesses } else { 0 };
+            let guesses = running.guess(guesses, self.text.prompt_tokens_max());
+            let count = if left == 1 { 1 + guesses } else { left.min(budget) };
+            let end = running.computed + count;
+            if self.furnish(index, end) {
                 budget = budget.saturating_sub(count);
                 counts.push(count);
                 index += 1;
@@ -214,17 +225,30 @@ impl Engine for Decoder {
         let mut logits = self.executor.forward(&inputs)?;
         let mut ended = Vec::new();
         for (running, count) in self.running.iter_mut().zip(counts) {
-            let Some(logits) = running.read(count, &mut logits) else { continue };
-            let mut output = running.resumed_at_end(&self.ends, &self.text);
-            if output.is_none() {
-                output = match running.draw(logits) {
-                    Some(token) => {
-                        self.made.push(Made { id: running.id, token, logprobs: running.last_logprobs() });
-                        running.output(&self.ends, &self.text)
-                    }
-                    None => Some(running.cut(&self.text)),
-                };
-            }
+            let guesses = running.guesses().to_vec();
+            let Some(mut after) = running.read(count - guesses.len(), &mut logits) else { continue };
+            let mut computed = logits.by_ref().take(guesses.len());
+            let mut right = 0;
+            let output = loop {
+                let mut output = running.resumed_at_end(&self.ends, &self.text);
+                if output.is_none() {
+                    output = match running.draw(after) {
+                        Some(token) => {
+                            self.made.push(Made { id: running.id, token, logprobs: running.last_logprobs() });
+                            running.output(&self.ends, &self.text)
+                        }
+                        None => Some(running.cut(&self.text)),
+                    };
+                }
+                match computed.next() {
+                    Some(next) if output.is_none() && running.tokens.last() == guesses.get(right) => after = next,
+                    _ => break output,
+                }
+                right += 1;
+            };
+            // What follows a guess that was wrong.
+            computed.for_each(drop);
+            running.learn(right);
             if let Some(output) = output {
                 ended.push(running.id);
                 self.finished.push((running.id, output));

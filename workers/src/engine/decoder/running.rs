@@ -4,6 +4,7 @@ use kernels::BLOCK;
 
 use super::blocks::{Blocks, Name, name_after};
 use super::executor::{Input, Memory};
+use super::lookup::{self, Trust};
 use crate::engine::grammar::Progress;
 use crate::engine::sampling::{logprobs, sample};
 use crate::engine::text::Text;
@@ -29,6 +30,9 @@ pub struct Running {
     progress: Option<Progress>,
     /// Whether it begins with what another run generated, of which nobody has said that it ends it.
     is_resumed: bool,
+    /// Its last token and guesses of what comes after it, where there are any.
+    guessed: Vec<u32>,
+    trust: Trust,
 }
 
 impl Running {
@@ -51,6 +55,8 @@ impl Running {
             logprobs: Vec::new(),
             progress,
             is_resumed: !sequence.made.is_empty(),
+            guessed: Vec::new(),
+            trust: Trust::default(),
         };
         running.name_to(running.tokens.len() / BLOCK);
         running
@@ -80,8 +86,37 @@ impl Running {
         }
     }
 
+    /// Guesses at most so many tokens after its last one, and says how many. They stay in the block that is being filled, so
+    /// that no other sequence has less room for them, and in what the model takes.
+    pub fn guess(&mut self, most: usize, context: usize) -> usize {
+        let left = (BLOCK - 1 - self.computed % BLOCK).min(context.saturating_sub(self.tokens.len()));
+        let guesses = lookup::guess(&self.tokens, most.min(self.trust.guesses()).min(left));
+        self.guessed.clear();
+        if !guesses.is_empty() {
+            self.guessed.extend(self.tokens.last());
+            self.guessed.extend(guesses);
+        }
+        self.guesses().len()
+    }
+
+    pub fn guesses(&self) -> &[u32] {
+        self.guessed.get(1..).unwrap_or_default()
+    }
+
+    /// Notes how many guesses were right: they are computed too.
+    pub fn learn(&mut self, right: usize) {
+        self.computed += right;
+        if !self.guessed.is_empty() {
+            self.trust.learn(self.guessed.len() - 1, right);
+        }
+    }
+
     /// Its next tokens.
     pub fn input(&self, count: usize) -> Input<'_> {
+        if count > 1 && !self.guessed.is_empty() {
+            let memory = Memory::default();
+            return Input { tokens: &self.guessed, start: self.computed, blocks: &self.blocks, wanted: count, memory };
+        }
         let end = self.computed + count;
         Input {
             tokens: &self.tokens[self.computed..end],

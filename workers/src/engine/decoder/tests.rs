@@ -53,6 +53,7 @@ fn source() -> Source {
     });
     let mut layers: Vec<_> = layers.map(Some).collect();
     Source {
+        has_four_bits: false,
         words: linear(VOCABULARY, 32).weight,
         positions: None,
         layers: Layers::new(2, move |index| Ok(layers[index].take().expect("is read once"))),
@@ -143,7 +144,7 @@ fn prompt(length: u32) -> Vec<u32> {
 
 #[test]
 fn a_text_does_not_depend_on_the_batch_nor_on_how_its_prompt_is_chunked() {
-    for dtype in [Dtype::F32, Dtype::Int8] {
+    for dtype in [Dtype::F32, Dtype::Int8, Dtype::Int4] {
         does_not_depend_on_the_batch(dtype);
     }
 }
@@ -160,6 +161,57 @@ fn does_not_depend_on_the_batch(dtype: Dtype) {
             Output::Completion { completion_tokens: 12, finish_reason: FinishReason::Length, .. }
         ));
     }
+}
+
+#[test]
+fn guesses_change_how_long_a_text_takes_and_not_the_text() {
+    for dtype in [Dtype::F32, Dtype::Int8, Dtype::Int4] {
+        for temperature in [0.0, 0.3] {
+            let sequences: Vec<_> = [5, 40, 90].map(|length| guessable(prompt(length), temperature)).into();
+            for together in [1, 3] {
+                let (plain, guessed) = (&mut decoder_of(dtype, 200, together), &mut decoder_of(dtype, 200, together));
+                guessed.guesses = 8;
+                let (expected, steps) = run_counted(plain, &sequences);
+                let (outputs, fewer) = run_counted(guessed, &sequences);
+                assert_eq!(outputs, expected, "{dtype:?}, {temperature}, {together} together");
+                assert_eq!(guessed.blocks.free(), plain.blocks.free());
+                assert!(fewer < steps, "{dtype:?}, {temperature}, {together} together: {fewer} steps of {steps}");
+            }
+        }
+    }
+}
+
+/// A long text with all that can be said of each token.
+fn guessable(tokens: Vec<u32>, temperature: f32) -> Sequence {
+    let params = SamplingParams {
+        temperature,
+        seed: 5,
+        max_tokens: 120,
+        frequency_penalty: -0.2,
+        logprobs: Some(0),
+        ..SamplingParams::default()
+    };
+    Sequence::new(tokens, Goal::Generate(params))
+}
+
+/// Texts with their tokens, and the steps it took. How probable tokens are depends a little on what is computed beside them.
+fn run_counted(decoder: &mut Decoder, sequences: &[Sequence]) -> (Vec<(Vec<u32>, String)>, usize) {
+    for (id, sequence) in (0..).zip(sequences) {
+        decoder.add(SequenceId(id), sequence.clone().into());
+    }
+    let (mut outputs, mut made, mut steps) = (Vec::new(), vec![Vec::new(); sequences.len()], 0);
+    while !decoder.is_idle() {
+        decoder.step().unwrap();
+        steps += 1;
+        decoder.made().into_iter().for_each(|one| made[one.id.0 as usize].push(one.token));
+        outputs.extend(decoder.finished());
+    }
+    outputs.sort_by_key(|(id, _)| *id);
+    for ((_, output), made) in outputs.iter().zip(&made) {
+        let Output::Completion { logprobs, .. } = output else { panic!("a decoder generates") };
+        assert!(logprobs.iter().map(|one| one.token).eq(made.iter().copied()), "each token has its probability");
+    }
+    (made.into_iter().zip(outputs.iter().map(|(_, output)| letters(output).to_owned())).collect(), steps)
 }
 
 #[test]

@@ -25,6 +25,7 @@ impl Body {
             Dtype::F32 => cpu::Body::new(model, |_| Weights::exact),
             Dtype::Int8 => cpu::Body::new(model, |_| move |affine| Weights::quantized_in_groups(affine, group)),
             Dtype::F16 | Dtype::Bf16 => Err(LoadError::NeedsGpu(dtype)),
+            Dtype::Int4 => Err(LoadError::NeedsDecoder(dtype)),
         };
         body.map(Self::Cpu)
     }

@@ -79,6 +79,7 @@ impl Cpu {
         let body = match dtype {
             Dtype::F32 => Body::new(&model, |_| Weights::exact)?,
             Dtype::F16 | Dtype::Bf16 => return Err(LoadError::NeedsGpu(dtype)),
+            Dtype::Int4 => return Err(LoadError::NeedsDecoder(dtype)),
             Dtype::Int8 => {
                 let watched = Body::new(&model, |_| Weights::watched)?;
                 let texts = any_texts(model.vocabulary(), model.shape.positions, frame);

@@ -216,7 +216,7 @@ pub fn type_of(dtype: Dtype) -> std::result::Result<DType, LoadError> {
         Dtype::F32 => Ok(DType::F32),
         Dtype::F16 => Ok(DType::F16),
         Dtype::Bf16 => Ok(DType::BF16),
-        Dtype::Int8 => Err(LoadError::NeedsCpu(dtype)),
+        Dtype::Int8 | Dtype::Int4 => Err(LoadError::NeedsCpu(dtype)),
     }
 }
 

@@ -7,6 +7,8 @@ use candle_core::{Device, Result};
 use crate::engine::mxfp4;
 
 const MXFP4: u32 = 39;
+/// Q4_0, Q4_1, Q4_K and MXFP4.
+pub const FOUR_BITS: [u32; 4] = [2, 3, 12, MXFP4];
 
 /// How a format is stored: values of a block, and its bytes.
 pub fn block(format: u32) -> Option<(usize, usize)> {

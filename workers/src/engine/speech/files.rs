@@ -180,6 +180,7 @@ impl Files {
             })
         };
         Ok(Source {
+            has_four_bits: false,
             shape: DecoderShape::plain(hidden, [heads, heads], hidden / heads, context),
             words: self.weights.shaped("decoder.embed_tokens.weight", &[vocabulary, hidden])?,
             positions: Some(self.weights.shaped("decoder.embed_positions.weight", &[context, hidden])?),

@@ -60,6 +60,11 @@ pub fn gpt_oss(config: &Config, tensors: &Tensors, name: &str, hidden: usize) ->
     })
 }
 
+/// Whether the first layer's experts are.
+pub fn are_in_mxfp4(tensors: &Tensors) -> bool {
+    tensors.has("layers.0.mlp.experts.gate_up_proj_blocks")
+}
+
 /// One layer for each expert.
 fn of_experts(
     tensors: &Tensors,

@@ -42,6 +42,7 @@ impl Reader {
         let count = self.file.number(&self.key("block_count"))?;
         let of_all = shape.clone();
         Ok(Source {
+            has_four_bits: self.file.has_four_bits(),
             positions: if learned { Some(self.file.values("position_embd.weight")?) } else { None },
             norm: self.norm("output_norm")?,
             output: if self.file.has_tensor("output.weight") { Some(self.linear("output")?) } else { None },

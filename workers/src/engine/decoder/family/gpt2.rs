@@ -34,6 +34,7 @@ pub fn read(config: &Config, tensors: Tensors) -> Result<Source, LoadError> {
     let output = || tensors.outside().matrix("lm_head.weight", [vocabulary, hidden]);
     let output = if head { Some(Affine { weight: output()?, bias: None, inputs: hidden }) } else { None };
     Ok(Source {
+        has_four_bits: false,
         words: tensors.matrix("wte.weight", [vocabulary, hidden])?,
         positions: Some(tensors.matrix("wpe.weight", [positions, hidden])?),
         norm: layer_norm(&tensors, "ln_f", hidden, model.epsilon)?,

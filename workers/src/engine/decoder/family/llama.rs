@@ -42,6 +42,7 @@ pub fn read(name: &str, config: &Config, tensors: Tensors) -> Result<Source, Loa
     let has_head = outside.has("lm_head.weight") && !config.flag_or("tie_word_embeddings", is_gemma);
     let output = if has_head { Some(affine(&outside, "lm_head", [vocabulary, hidden], false)?) } else { None };
     Ok(Source {
+        has_four_bits: experts::are_in_mxfp4(&model.tensors),
         words,
         positions: None,
         norm: model.norm("norm", hidden)?,

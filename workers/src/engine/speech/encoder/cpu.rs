@@ -35,6 +35,7 @@ impl Cpu {
             Dtype::F32 => Weights::exact,
             Dtype::Int8 => |affine| Weights::quantized_in_groups(affine, GROUP),
             Dtype::F16 | Dtype::Bf16 => return Err(LoadError::NeedsGpu(dtype)),
+            Dtype::Int4 => return Err(LoadError::NeedsDecoder(dtype)),
         };
         let body = Body::new(&files.encoder()?, |_| make)?;
         Ok(Self { convolutions, positions, body, bands, hidden, rows })
