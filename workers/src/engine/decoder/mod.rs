@@ -225,30 +225,7 @@ impl Engine for Decoder {
         let mut logits = self.executor.forward(&inputs)?;
         let mut ended = Vec::new();
         for (running, count) in self.running.iter_mut().zip(counts) {
-            let guesses = running.guesses().to_vec();
-            let Some(mut after) = running.read(count - guesses.len(), &mut logits) else { continue };
-            let mut computed = logits.by_ref().take(guesses.len());
-            let mut right = 0;
-            let output = loop {
-                let mut output = running.resumed_at_end(&self.ends, &self.text);
-                if output.is_none() {
-                    output = match running.draw(after) {
-                        Some(token) => {
-                            self.made.push(Made { id: running.id, token, logprobs: running.last_logprobs() });
-                            running.output(&self.ends, &self.text)
-                        }
-                        None => Some(running.cut(&self.text)),
-                    };
-                }
-                match computed.next() {
-                    Some(next) if output.is_none() && running.tokens.last() == guesses.get(right) => after = next,
-                    _ => break output,
-                }
-                right += 1;
-            };
-            // What follows a guess that was wrong.
-            computed.for_each(drop);
-            running.learn(right);
+            let output = running.advance(count, &mut logits, &self.ends, &self.text, &mut self.made);
             if let Some(output) = output {
                 ended.push(running.id);
                 self.finished.push((running.id, output));

@@ -8,7 +8,7 @@ use super::lookup::{self, Trust};
 use crate::engine::grammar::Progress;
 use crate::engine::sampling::{logprobs, sample};
 use crate::engine::text::Text;
-use crate::engine::{FinishReason, Goal, Logprobs, Output, SamplingParams, Sequence, SequenceId};
+use crate::engine::{FinishReason, Goal, Logprobs, Made, Output, SamplingParams, Sequence, SequenceId};
 
 /// A sequence with a place in the batch.
 pub struct Running {
@@ -99,16 +99,8 @@ impl Running {
         self.guesses().len()
     }
 
-    pub fn guesses(&self) -> &[u32] {
+    fn guesses(&self) -> &[u32] {
         self.guessed.get(1..).unwrap_or_default()
-    }
-
-    /// Notes how many guesses were right: they are computed too.
-    pub fn learn(&mut self, right: usize) {
-        self.computed += right;
-        if !self.guessed.is_empty() {
-            self.trust.learn(self.guessed.len() - 1, right);
-        }
     }
 
     /// Its next tokens.
@@ -127,8 +119,50 @@ impl Running {
         }
     }
 
+    /// Takes what was computed of it, and draws a token after its last one and one after each guess that was right. Its output,
+    /// where one of them ends it.
+    pub fn advance<'a>(
+        &mut self,
+        count: usize,
+        logits: &mut impl Iterator<Item = &'a [f32]>,
+        ends: &[u32],
+        text: &Text,
+        made: &mut Vec<Made>,
+    ) -> Option<Output> {
+        let guesses = self.guesses().to_vec();
+        let mut after = self.read(count - guesses.len(), logits)?;
+        let mut computed = logits.take(guesses.len());
+        let mut right = 0;
+        let output = loop {
+            // What another run had made may have ended it.
+            let mut output = if std::mem::take(&mut self.is_resumed) { self.output(ends, text) } else { None };
+            if output.is_none() {
+                output = self.next(after, ends, text, made);
+            }
+            match computed.next() {
+                Some(next) if output.is_none() && self.tokens.last() == guesses.get(right) => after = next,
+                _ => break output,
+            }
+            right += 1;
+        };
+        // What follows a guess that was wrong.
+        computed.for_each(drop);
+        self.computed += right;
+        if !guesses.is_empty() {
+            self.trust.learn(guesses.len(), right);
+        }
+        output
+    }
+
+    /// Draws a token. The output, where it ends there.
+    fn next(&mut self, logits: &[f32], ends: &[u32], text: &Text, made: &mut Vec<Made>) -> Option<Output> {
+        let Some(token) = self.draw(logits) else { return Some(self.cut(text)) };
+        made.push(Made { id: self.id, token, logprobs: self.logprobs.last().cloned() });
+        self.output(ends, text)
+    }
+
     /// Notes that so many tokens are computed, and gives the logits after its last one where they are among them.
-    pub fn read<'a>(&mut self, count: usize, logits: &mut impl Iterator<Item = &'a [f32]>) -> Option<&'a [f32]> {
+    fn read<'a>(&mut self, count: usize, logits: &mut impl Iterator<Item = &'a [f32]>) -> Option<&'a [f32]> {
         let wanted = self.input(count).wanted;
         self.computed += count;
         let mut last = None;
@@ -142,7 +176,7 @@ impl Running {
     }
 
     /// Appends a token, unless its grammar cannot say which.
-    pub fn draw(&mut self, logits: &[f32]) -> Option<u32> {
+    fn draw(&mut self, logits: &[f32]) -> Option<u32> {
         let allowed = match &mut self.progress {
             Some(progress) => Some(progress.allowed()?),
             None => None,
@@ -155,30 +189,20 @@ impl Running {
         Some(token)
     }
 
-    /// Of the token that was drawn last, where they are wanted.
-    pub fn last_logprobs(&self) -> Option<Logprobs> {
-        self.logprobs.last().cloned()
-    }
-
     fn remember(&mut self, logits: &[f32], token: u32) {
         if let Some(count) = self.params.logprobs {
             self.logprobs.push(logprobs(logits, token, count));
         }
     }
 
-    /// The output of a run that was taken over and had stood at its very end.
-    pub fn resumed_at_end(&mut self, ends: &[u32], text: &Text) -> Option<Output> {
-        if std::mem::take(&mut self.is_resumed) { self.output(ends, text) } else { None }
-    }
-
     /// The output, where its last token ends it.
-    pub fn output(&mut self, ends: &[u32], text: &Text) -> Option<Output> {
+    fn output(&mut self, ends: &[u32], text: &Text) -> Option<Output> {
         let (text, finish_reason) = self.end(ends, text)?;
         Some(self.completion(text, finish_reason))
     }
 
     /// The output as far as it has come.
-    pub fn cut(&mut self, text: &Text) -> Output {
+    fn cut(&mut self, text: &Text) -> Output {
         self.completion(self.text(&self.tokens[self.prompt_tokens..], text), FinishReason::Length)
     }
 
