@@ -132,7 +132,7 @@ pub enum Dtype {
     /// Weights in int8, and inputs of each layer made so as they come. For processors: faster, and near.
     Int8,
     /// Weights of four bits, as the files have them or the nearest to them, and inputs in int8. For texts that are generated on
-    /// processors: half the memory of int8, faster for few texts at a time and slower for many.
+    /// processors: two thirds of the memory of int8, faster for few texts at a time and slower for many.
     Int4,
 }
 

@@ -1,7 +1,7 @@
 //! The same as `quantized`, with weights of four bits, as files of four bits have them: 32 inputs of an output share a scale
 //! and what is added to all of them. Of the inputs as many share a scale too.
 //!
-//! A fifth of the memory of f32 has to be read for one row, and little else takes time then. For many rows the bits are
+//! For one row a sixth of what f32 takes has to be read, and little else takes time then. For many rows the bits are
 //! spread to bytes once, in a strip that stays in the first-level cache.
 
 use std::mem::MaybeUninit;
