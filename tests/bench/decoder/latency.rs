@@ -11,7 +11,7 @@ use crate::ours::{MODEL, file, registry};
 use crate::peer::{FORMATS, Peer};
 use crate::queue::{CLIENTS, CONTEXT, request};
 use crate::report::{Report, Row, median};
-use crate::support::{Deployment, Gateway};
+use crate::support::{Deployment, Gateway, lasting};
 
 const REQUESTS: usize = 40;
 /// In a second: half of what the peer can do.
@@ -58,7 +58,7 @@ async fn measure(url: &str) -> Vec<f64> {
         at -= (1.0 - random.f64()).ln() / RATE;
         let (client, moment) = (&client, began + Duration::from_secs_f64(at));
         async move {
-            tokio::time::sleep_until(moment.into()).await;
+            lasting(moment.saturating_duration_since(Instant::now())).await;
             first_token(client, url, number).await
         }
     });

@@ -58,8 +58,8 @@ pub async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Optio
     }
 }
 
-/// How long a fault lasts, or a moment between two tries. Nothing is ordered by it.
-#[allow(dead_code, reason = "the chaos program uses it")]
+/// How long a fault lasts, or a moment between two tries or two requests. Nothing is ordered by it.
+#[allow(dead_code, reason = "the chaos program and a benchmark use it")]
 pub async fn lasting(duration: Duration) {
     tokio::time::sleep(duration).await;
 }
