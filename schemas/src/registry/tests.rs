@@ -163,7 +163,11 @@ fn types_and_prompts_are_those_of_models() {
     assert_eq!(Registry::parse(&toml::to_string(&registry).unwrap()).unwrap(), registry);
     let classify = "[[models]]\nname = \"m-1\"\ntask = \"classify\"\nsource = \"m\"\nprompts.query = \"q\"";
     assert_refused(Registry::parse(classify), "prompts", "are for the task \"embed\" alone");
-    assert_refused(embed("dtype = \"int4\""), "dtype", "is for the task \"generate\" alone");
-    assert_refused(embed("prompt_lookup_tokens = 8"), "prompt_lookup_tokens", "is for the task \"generate\" alone");
+    assert_refused(embed("source = \"m\"\ndtype = \"int4\""), "dtype", "is for the task \"generate\" alone");
+    assert_refused(
+        embed("source = \"m\"\nprompt_lookup_tokens = 8"),
+        "prompt_lookup_tokens",
+        "is for the task \"generate\" alone",
+    );
     assert_syntax(embed("dtype = \"int2\""), "line 4", "int2");
 }
