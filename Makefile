@@ -86,7 +86,7 @@ bench-gateway: build ## measure what the gateway and the queue add to an engine 
 bench-batch: build ## run a batch of a million lines through a gateway, and measure its memory
 	tests/bench/gateway/batch.sh
 
-# ROUNDS and FILES: 5 and 64 unless given.
+# ROUNDS and FILES: 5 and 64 unless given. KINDS: types of numbers, "f32 int8" unless given.
 bench-speech: build ## measure the speech engine beside faster-whisper and CTranslate2
 	tests/bench/speech/run.sh
 

@@ -4,7 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=aarch64-unknown-linux-musl
-command -v qemu-aarch64-static >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends qemu-user-static; }
+command -v qemu-aarch64-static >/dev/null ||
+  { apt-get update -qq && apt-get install -y -qq --no-install-recommends qemu-user-static; }
 rustup target add "$target"
 # What is linked is all Rust's, so Rust's own linker will do.
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER=rust-lld

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures the speech engine beside faster-whisper, CTranslate2 and whisper.cpp on the same weights, in one run.
-# ROUNDS: 5 unless given. FILES: queued files, 64 unless given. KINDS: of numbers, "f32 int8" unless given.
+# ROUNDS: 5 unless given. FILES: queued files, 64 unless given. KINDS: types of numbers, "f32 int8" unless given.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 bin=${CARGO_TARGET_DIR:-target}/release

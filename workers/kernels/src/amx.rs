@@ -6,9 +6,10 @@ use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
 use std::sync::LazyLock;
 
+use crate::dynamic::HEIGHT;
 use crate::level::Work;
 use crate::linear::PANEL;
-use crate::quantized::{DEPTH, HEIGHT, Product};
+use crate::quantized::{DEPTH, Product};
 use crate::simd::Simd;
 
 /// Bytes of a row of a tile.

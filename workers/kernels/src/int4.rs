@@ -11,11 +11,11 @@ use half::f16;
 
 use crate::activation::{Activation, finish};
 use crate::buffer::Buffer;
+use crate::dynamic::{self, Dynamic, Places, QuantizedRows};
 use crate::level::{Level, Work};
 use crate::linear::{PANEL, padded};
-use crate::quantized::QuantizedRows;
 use crate::simd::Simd;
-use crate::team::{Pointer, Team, share};
+use crate::team::{Pointer, Team};
 use crate::tile::{Tiles, each_low_tile};
 
 mod blocks;
@@ -30,8 +30,6 @@ const GROUP_BYTES: usize = GROUP / 2 * PANEL;
 const STRIP: usize = 8;
 /// Rows that are taken through all panels together.
 const BLOCK: usize = 96;
-/// Rows that one thread quantizes sooner than several.
-const ALONE: usize = 64;
 const INPUT_MAX: f32 = 127.0;
 
 /// Weights of four bits, in panels.
@@ -115,10 +113,7 @@ impl Int4Linear {
         activation: Activation,
         scratch: &mut QuantizedRows,
     ) {
-        let rows = self.room(input, output, scratch);
-        let (values, scales) = (Pointer(scratch.values.as_mut_ptr()), Pointer(scratch.scales.as_mut_ptr()));
-        level.run(Quantize { linear: self, input, values: values.get(), scales: scales.get() });
-        self.product(level, scratch, output.as_mut_ptr(), rows, activation, 0..self.outputs);
+        dynamic::forward(self, None, level, input, output, activation, scratch);
     }
 
     /// The same, each thread of a team with its share: of the rows while they are quantized, then of the columns.
@@ -131,47 +126,33 @@ impl Int4Linear {
         activation: Activation,
         scratch: &mut QuantizedRows,
     ) {
-        let rows = self.room(input, output, scratch);
-        let (values, scales) = (Pointer(scratch.values.as_mut_ptr()), Pointer(scratch.scales.as_mut_ptr()));
-        let quantize = |own: Range<usize>| {
-            let input = &input[own.start * self.inputs..own.end * self.inputs];
-            // SAFETY: there is room for each row, and each is of one thread.
-            let (values, scales) = unsafe {
-                (values.get().add(own.start * self.groups * GROUP), scales.get().add(own.start * self.groups))
-            };
-            level.run(Quantize { linear: self, input, values, scales });
-        };
-        match rows >= ALONE {
-            false => quantize(0..rows),
-            true => team.run(|part| quantize(share(rows, 1, team.threads(), part))),
-        }
-        let (scratch, output) = (&*scratch, Pointer(output.as_mut_ptr()));
-        team.run(|part| {
-            let columns = share(self.outputs, PANEL, team.threads(), part);
-            self.product(level, scratch, output.get(), rows, activation, columns);
-        });
+        dynamic::forward(self, Some(team), level, input, output, activation, scratch);
+    }
+}
+
+impl Dynamic for Int4Linear {
+    fn width(&self) -> (usize, usize) {
+        (self.inputs, self.outputs)
     }
 
-    /// Makes room for the rows, and counts them.
-    fn room(&self, input: &[f32], output: &[f32], scratch: &mut QuantizedRows) -> usize {
-        let rows = input.len() / self.inputs;
-        assert_eq!(input.len(), rows * self.inputs, "whole rows go in");
-        assert_eq!(output.len(), rows * self.outputs, "there is room for each row");
-        scratch.values.resize(rows * self.groups * GROUP);
-        scratch.scales.resize(rows * self.groups, (0.0, 0.0));
-        rows
+    fn room(&self) -> (usize, usize) {
+        (self.groups * GROUP, self.groups)
+    }
+
+    fn quantize(&self, level: Level, input: &[f32], places: Places, first: usize) {
+        level.run(Quantize { linear: self, input, places, first: first * self.groups });
     }
 
     fn product(
         &self,
         level: Level,
         input: &QuantizedRows,
-        output: *mut f32,
+        output: Pointer<f32>,
         rows: usize,
         activation: Activation,
         columns: Range<usize>,
     ) {
-        level.run(Product { linear: self, input, output, rows, activation, columns });
+        level.run(Product { linear: self, input, output: output.get(), rows, activation, columns });
     }
 }
 
@@ -179,8 +160,9 @@ impl Int4Linear {
 struct Quantize<'a> {
     linear: &'a Int4Linear,
     input: &'a [f32],
-    values: *mut u8,
-    scales: *mut (f32, f32),
+    places: Places,
+    /// The group that the first of them becomes.
+    first: usize,
 }
 
 impl Work for Quantize<'_> {
@@ -189,11 +171,11 @@ impl Work for Quantize<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let groups = self.input.chunks_exact(self.linear.inputs).flat_map(|row| row.chunks(GROUP));
-        for (index, values) in groups.enumerate() {
+        for (group, values) in (self.first..).zip(groups) {
             let mut whole = [0.0; GROUP];
             whole[..values.len()].copy_from_slice(values);
             // SAFETY: there is room for each group.
-            unsafe { *self.scales.add(index) = bytes::<S>(&whole, self.values.add(index * GROUP)) };
+            unsafe { *self.places.scales.add(group) = bytes::<S>(&whole, self.places.values.add(group * GROUP)) };
         }
     }
 }

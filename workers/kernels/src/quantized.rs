@@ -9,19 +9,16 @@ use std::ops::Range;
 
 use crate::activation::{Activation, finish};
 use crate::buffer::Buffer;
+use crate::dynamic::{self, Dynamic, HEIGHT, Places, QuantizedRows};
 use crate::level::{Level, Work};
 use crate::linear::{PANEL, padded};
 use crate::simd::Simd;
-use crate::team::{Pointer, Team, share};
+use crate::team::{Pointer, Team};
 use crate::tile::{Tiles, each_low_tile, each_tile};
 
 /// Inputs are padded to this many, which a matrix tile takes at a time.
 pub(crate) const DEPTH: usize = 64;
-/// Rows are padded to this many, which a matrix tile has.
-pub(crate) const HEIGHT: usize = 16;
 const BLOCK: usize = 192;
-/// Rows that one thread quantizes sooner than several.
-const ALONE: usize = 64;
 const WEIGHT_MAX: f32 = 127.0;
 
 /// Quantized weights of a linear layer, in panels.
@@ -40,15 +37,6 @@ pub struct QuantizedLinear {
     /// Of a column's weights in each group: what a zero point adds to its products.
     totals: Buffer<i32>,
     bias: Buffer<f32>,
-}
-
-/// Rows of bytes, which a thread uses again.
-#[derive(Debug, Default)]
-pub struct QuantizedRows {
-    /// One after the other; for matrix tiles in blocks of 16 rows by 64 bytes, as a tile is read.
-    pub(crate) values: Buffer<u8>,
-    /// Scale and zero point of each group of each row.
-    pub(crate) scales: Vec<(f32, f32)>,
 }
 
 impl QuantizedLinear {
@@ -104,9 +92,7 @@ impl QuantizedLinear {
         activation: Activation,
         scratch: &mut QuantizedRows,
     ) {
-        let rows = self.room(input, output, scratch);
-        self.quantize(level, input, Places::of(scratch), 0);
-        self.product(level, scratch, output.as_mut_ptr(), rows, activation, 0..self.outputs);
+        dynamic::forward(self, None, level, input, output, activation, scratch);
     }
 
     /// The same, each thread of a team with its share: of the rows while they are quantized, then of the columns.
@@ -119,33 +105,19 @@ impl QuantizedLinear {
         activation: Activation,
         scratch: &mut QuantizedRows,
     ) {
-        let rows = self.room(input, output, scratch);
-        let places = Places::of(scratch);
-        match rows >= ALONE {
-            false => self.quantize(level, input, places, 0),
-            true => team.run(|part| {
-                let own = share(rows, HEIGHT, team.threads(), part);
-                self.quantize(level, &input[own.start * self.inputs..own.end * self.inputs], places, own.start);
-            }),
-        }
-        let (scratch, output) = (&*scratch, Pointer(output.as_mut_ptr()));
-        team.run(|part| {
-            let columns = share(self.outputs, PANEL, team.threads(), part);
-            self.product(level, scratch, output.get(), rows, activation, columns);
-        });
+        dynamic::forward(self, Some(team), level, input, output, activation, scratch);
+    }
+}
+
+impl Dynamic for QuantizedLinear {
+    fn width(&self) -> (usize, usize) {
+        (self.inputs, self.outputs)
     }
 
-    /// Makes room for the rows, and counts them.
-    fn room(&self, input: &[f32], output: &[f32], scratch: &mut QuantizedRows) -> usize {
-        let rows = input.len() / self.inputs;
-        assert_eq!(input.len(), rows * self.inputs, "whole rows go in");
-        assert_eq!(output.len(), rows * self.outputs, "there is room for each row");
-        scratch.values.resize(rows.next_multiple_of(HEIGHT) * self.depth);
-        scratch.scales.resize(rows * (self.depth / self.group), (0.0, 0.0));
-        rows
+    fn room(&self) -> (usize, usize) {
+        (self.depth, self.depth / self.group)
     }
 
-    /// Rows that become those from `first` on: a whole number of tiles.
     fn quantize(&self, level: Level, input: &[f32], places: Places, first: usize) {
         level.run(Quantize { linear: self, input, places, first, in_tiles: has_tiles(level) });
     }
@@ -154,11 +126,12 @@ impl QuantizedLinear {
         &self,
         level: Level,
         input: &QuantizedRows,
-        output: *mut f32,
+        output: Pointer<f32>,
         rows: usize,
         activation: Activation,
         columns: Range<usize>,
     ) {
+        let output = output.get();
         let product = Product { linear: self, input, output, rows, activation, columns, at: (0, 0) };
         #[cfg(target_arch = "x86_64")]
         if has_tiles(level) {
@@ -176,24 +149,6 @@ fn has_tiles(level: Level) -> bool {
 #[cfg(not(target_arch = "x86_64"))]
 fn has_tiles(_: Level) -> bool {
     false
-}
-
-/// Where rows are written to, by several threads: each has rows of its own.
-#[derive(Clone, Copy)]
-struct Places {
-    values: *mut u8,
-    scales: *mut (f32, f32),
-}
-
-// SAFETY: see `Places`.
-unsafe impl Sync for Places {}
-// SAFETY: see `Places`.
-unsafe impl Send for Places {}
-
-impl Places {
-    fn of(rows: &mut QuantizedRows) -> Self {
-        Self { values: rows.values.as_mut_ptr(), scales: rows.scales.as_mut_ptr() }
-    }
 }
 
 /// Of each group, for each column.

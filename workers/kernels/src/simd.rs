@@ -47,7 +47,7 @@ pub(crate) trait Simd {
     /// Adds to each lane the products of four bytes of `activations`, the same for all lanes, and its own four of
     /// `weights`.
     unsafe fn dot(sums: Self::I, activations: u32, weights: *const i8) -> Self::I;
-    /// The same with signed bytes of `activations`, and `weights` of 0 to 24.
+    /// The same with signed bytes of `activations`, and `weights` of 0 to 127.
     unsafe fn dot_signed(sums: Self::I, activations: u32, weights: *const u8) -> Self::I;
     /// From four bytes for each lane stores the numbers of their lower halves, and those of the upper ones.
     unsafe fn spread(from: *const u8, numbers: &[u8; 16], lower: *mut u8, upper: *mut u8);

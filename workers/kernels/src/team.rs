@@ -180,6 +180,14 @@ unsafe impl<T: Send> Sync for Pointer<T> {}
 // SAFETY: the same.
 unsafe impl<T: Send> Send for Pointer<T> {}
 
+impl<T> Clone for Pointer<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Pointer<T> {}
+
 impl<T> Pointer<T> {
     /// A closure that calls this holds the whole, not the field.
     pub fn get(&self) -> *mut T {

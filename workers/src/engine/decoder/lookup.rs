@@ -39,6 +39,9 @@ pub fn share(sequences: usize) -> usize {
 
 /// At most so many tokens that came after the last ones when they stood there before.
 pub fn guess(tokens: &[u32], most: usize) -> &[u32] {
+    if most == 0 {
+        return &[];
+    }
     SAME.into_iter().map(|same| after(tokens, same, most)).find(|guess| !guess.is_empty()).unwrap_or_default()
 }
 
