@@ -86,10 +86,12 @@ fn last_logits(decoder: &mut Decoder, case: &Value) -> (Vec<u32>, Vec<f32>, Vec<
 #[cfg(not(feature = "cuda"))]
 fn fewer_bits_are_near_to_what_they_stand_for() {
     for folder in families() {
+        // Half the steps, as inputs have them on processors without VNNI, are four times the squares.
+        let inputs = 0.03;
         // Weights are rounded too, but for those that are of four bits already.
         let rounded = if folder.ends_with("gpt-oss-mxfp4") { 0.01 } else { 0.25 };
         for (path, (dtype, most)) in
-            formats(&folder).flat_map(|path| [("int8", 0.01), ("int4", rounded)].map(|near| (path.clone(), near)))
+            formats(&folder).flat_map(|path| [("int8", inputs), ("int4", rounded)].map(|near| (path.clone(), near)))
         {
             let mut decoder = load(&path, dtype);
             let (mut apart, mut whole) = (0.0, 0.0);
