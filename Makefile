@@ -5,7 +5,7 @@ CARGO := cargo --locked
 DENY_VERSION := 0.20.2
 DENY := $(abspath $(BIN))/../tools/bin/cargo-deny
 
-.PHONY: help build demo test test-clients test-dashboard test-api test-arm64 check check-deploy check-cuda bench bench-decoder bench-encoder bench-batch bench-gateway bench-speech chaos scale-test fuzz images compose-test schemas fmt
+.PHONY: help build demo test test-clients test-dashboard test-api test-arm64 test-emulated check check-deploy check-cuda bench bench-decoder bench-encoder bench-batch bench-gateway bench-speech chaos scale-test fuzz images compose-test schemas fmt
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
@@ -19,6 +19,7 @@ demo: build ## run a small batch file on real models, start to end
 test: check build ## run every check and every test
 	$(CARGO) test --release --workspace --lib --bins --examples --test '*'
 	$(CARGO) test --release --workspace --doc
+	$(MAKE) test-emulated
 	FUZZ_SECONDS=10 tests/fuzz/run.sh
 
 check: $(DENY) ## format, lints, documentation, licenses
@@ -43,6 +44,10 @@ check-deploy: ## check the Helm chart, the Dockerfiles and the Compose file, wit
 
 test-arm64: ## run the kernels' tests as arm64 runs them, in QEMU; installs Debian's package where it is missing
 	tests/arm64.sh
+
+# What is tested computes by them alone, so it is compiled once more.
+test-emulated: ## run decoders by their kernels for GPUs, emulated on the processor; part of `make test`
+	$(CARGO) test --release --workspace --features workers/emulated --test experts --test decoders --test speech
 
 # Into a folder of its own, since all crates that know of the feature are compiled anew. CUDA_COMPUTE_CAP=90 is for H100.
 check-cuda: export CUDA_HOME := $(abspath $(BIN))/../tools/cuda

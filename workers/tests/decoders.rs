@@ -1,5 +1,5 @@
-//! Every family of decoders against transformers, on the tiny models that `tests/golden/decoders/make.py` made; on a GPU, where the
-//! tests are built for one.
+//! Every family of decoders against transformers, on the tiny models that `tests/golden/decoders/make.py` made; by the kernels
+//! for GPUs, where the tests are built with them, on a GPU or emulated.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -83,7 +83,7 @@ fn last_logits(decoder: &mut Decoder, case: &Value) -> (Vec<u32>, Vec<f32>, Vec<
 
 /// What is rounded moves all logits a little: it is the squares of their distances that stay small.
 #[test]
-#[cfg(not(feature = "cuda"))]
+#[cfg(not(any(feature = "cuda", feature = "emulated")))]
 fn fewer_bits_are_near_to_what_they_stand_for() {
     for folder in families() {
         // Half the steps, as inputs have them on processors without VNNI, are four times the squares.
@@ -101,6 +101,20 @@ fn fewer_bits_are_near_to_what_they_stand_for() {
                 whole += theirs.iter().map(|value| value.powi(2)).sum::<f32>();
             }
             assert!(apart / whole < most, "{} in {dtype}: {}", path.display(), apart / whole);
+        }
+    }
+}
+
+#[test]
+#[cfg(any(feature = "cuda", feature = "emulated"))]
+fn half_precision_is_near() {
+    for folder in families() {
+        let mut decoder = load(&folder, "f16");
+        for case in cases(&folder) {
+            let (_, theirs, ours) = last_logits(&mut decoder, &case);
+            let apart: f32 = ours.iter().zip(&theirs).map(|(a, b)| (a - b).powi(2)).sum();
+            let whole: f32 = theirs.iter().map(|value| value.powi(2)).sum();
+            assert!(apart / whole < 1e-4, "{}: {}", folder.display(), apart / whole);
         }
     }
 }

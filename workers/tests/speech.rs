@@ -64,7 +64,7 @@ fn case() -> (Mel, Vec<u32>, Vec<Vec<f32>>) {
     (heard(80, golden["seconds"].as_f64().unwrap()), numbers(&golden["tokens"]), numbers(&golden["logits"]))
 }
 
-#[cfg(not(feature = "cuda"))]
+#[cfg(not(any(feature = "cuda", feature = "emulated")))]
 #[test]
 fn half_precision_is_refused() {
     for dtype in ["f16", "bf16"] {
@@ -108,9 +108,11 @@ fn logits_are_those_of_transformers() {
             // Keys and values are kept in f16.
             assert!(apart < 2e-2, "{format}: {apart}");
         }
-        let (_, mut near) = load(format, "int8");
-        let cosine = cosine(&near.logits(&mel, 0, &tokens).unwrap().concat(), &theirs.concat());
-        assert!(cosine > 0.995, "{format} in int8: {cosine}");
+        if cfg!(not(feature = "emulated")) {
+            let (_, mut near) = load(format, "int8");
+            let cosine = cosine(&near.logits(&mel, 0, &tokens).unwrap().concat(), &theirs.concat());
+            assert!(cosine > 0.995, "{format} in int8: {cosine}");
+        }
     }
 }
 

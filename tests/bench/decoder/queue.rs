@@ -21,21 +21,23 @@ pub fn run(report: &mut Report, rounds: usize) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let deployment = Deployment::new(&registry("int8")).await;
-        let mut rates = vec![Vec::new(); 1 + FORMATS.len()];
+        let mut rates = Vec::new();
+        // Which of its formats is its best one, the first round tells.
+        let mut peers: Vec<(&str, Vec<f64>)> = FORMATS.map(|format| (format, Vec::new())).into();
         for round in 1..=rounds {
-            eprintln!("shared prefix: round {round} of {rounds}");
             let worker = deployment.worker(MODEL).await;
-            rates[0].push(ours(&deployment).await);
+            rates.push(ours(&deployment).await);
             drop(worker);
-            for (format, rates) in FORMATS.iter().zip(&mut rates[1..]) {
+            for (format, rates) in &mut peers {
                 rates.push(theirs(&peer.server(format, CLIENTS, CONTEXT)).await);
             }
+            eprintln!("shared prefix, round {round} of {rounds}: {:.0}, llama-server {peers:.0?}", rates[round - 1]);
+            peers.sort_by(|(_, a), (_, b)| b[0].total_cmp(&a[0]));
+            peers.truncate(1);
         }
-        let medians: Vec<f64> = rates.into_iter().map(|rates| median(rates.into_iter())).collect();
-        let names = FORMATS.iter().zip(&medians[1..]);
-        let (name, best) = names.max_by(|(_, a), (_, b)| a.total_cmp(b)).unwrap();
-        let row = Row::higher("shared prefix", "tokens/s", medians[0]);
-        report.add(row.beside(format!("llama-server {name}"), *best));
+        let (name, theirs) = peers.remove(0);
+        let row = Row::higher("shared prefix", "tokens/s", median(rates.into_iter()));
+        report.add(row.beside(format!("llama-server {name}"), median(theirs.into_iter())));
     });
 }
 

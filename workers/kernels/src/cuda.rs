@@ -1,7 +1,17 @@
 //! Kernels for GPUs, which are launched between candle's operations.
+//!
+//! With the feature `emulated` in the place of `cuda` those of decoders run on the processor, so that they and what launches
+//! them are tested where there is no GPU.
 
 pub mod decoder;
+#[cfg_attr(not(feature = "cuda"), path = "cuda/emulated.rs")]
+mod device;
+#[cfg(feature = "cuda")]
 pub mod encoder;
+pub mod experts;
+mod launch;
+
+pub use device::fetch;
 
 use candle_core::{DType, Error, Tensor};
 
@@ -9,6 +19,7 @@ use crate::Activation;
 
 /// Of a block, as in the kernels.
 const THREADS: u32 = 128;
+const WARPS: usize = THREADS as usize / 32;
 
 /// A norm's weights on the GPU.
 #[derive(Clone, Copy, Debug)]
@@ -32,9 +43,6 @@ fn number(activation: Activation) -> i32 {
         Activation::QuickGelu => 6,
     }
 }
-
-/// Of a pointer.
-const NULL: u64 = 0;
 
 fn unsupported(dtype: DType) -> Error {
     Error::Msg(format!("no kernel computes in {dtype:?}"))

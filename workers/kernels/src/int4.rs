@@ -18,7 +18,7 @@ use crate::simd::Simd;
 use crate::team::{Pointer, Team};
 use crate::tile::{Tiles, each_low_tile};
 
-mod blocks;
+pub(crate) mod blocks;
 
 use blocks::Block;
 

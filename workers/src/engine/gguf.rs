@@ -1,16 +1,16 @@
 //! GGUF files: metadata, tensors and the tokenizer they describe.
 //!
-//! Tensors are dequantized to f32 as they are read.
+//! A file is mapped; tensors are dequantized to f32 as they are read.
 
 mod container;
 mod formats;
 mod tokenizer;
 
-use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use kernels::Mapped;
 
 use self::container::{Container, Place, Value};
 use super::LoadError;
@@ -19,26 +19,25 @@ use super::LoadError;
 pub struct Gguf {
     path: PathBuf,
     content: Container,
-    reader: BufReader<File>,
+    file: Mapped,
 }
 
 impl Gguf {
     pub fn open(path: &Path) -> Result<Self, LoadError> {
         let failed = |error: &dyn std::fmt::Display| LoadError::file(path, error);
-        let file = File::open(path).map_err(|error| failed(&error))?;
-        let mut reader = BufReader::with_capacity(1 << 20, file);
-        let content =
-            Container::read(&mut reader).map_err(|error| failed(&format!("is no readable GGUF file: {error}")))?;
-        Ok(Self { path: path.to_owned(), content, reader })
+        let file = Mapped::open(path).map_err(|error| failed(&error))?;
+        let content = Container::read(&mut Cursor::new(file.bytes()))
+            .map_err(|error| failed(&format!("is no readable GGUF file: {error}")))?;
+        Ok(Self { path: path.to_owned(), content, file })
     }
 
     /// The values of a tensor.
-    pub fn values(&mut self, name: &str) -> Result<Vec<f32>, LoadError> {
+    pub fn values(&self, name: &str) -> Result<Vec<f32>, LoadError> {
         self.tensor(name).map(|(values, _)| values)
     }
 
     /// The values of a matrix, and how many stand in a row.
-    pub fn matrix(&mut self, name: &str) -> Result<(Vec<f32>, usize), LoadError> {
+    pub fn matrix(&self, name: &str) -> Result<(Vec<f32>, usize), LoadError> {
         match self.tensor(name)? {
             (values, dimensions) if dimensions.len() == 2 => Ok((values, dimensions[1])),
             (_, dimensions) => Err(self.error(format!("tensor {name}: is no matrix, but {dimensions:?}"))),
@@ -46,7 +45,7 @@ impl Gguf {
     }
 
     /// The values of matrices of one size, and how many stand in a row.
-    pub fn matrices(&mut self, name: &str) -> Result<(Vec<Vec<f32>>, usize), LoadError> {
+    pub fn matrices(&self, name: &str) -> Result<(Vec<Vec<f32>>, usize), LoadError> {
         match self.tensor(name)? {
             (values, dimensions) if dimensions.len() == 3 && !values.is_empty() => {
                 let one = dimensions[1] * dimensions[2];
@@ -57,27 +56,23 @@ impl Gguf {
     }
 
     /// The values of a tensor, and its dimensions from the outermost on.
-    fn tensor(&mut self, name: &str) -> Result<(Vec<f32>, Vec<usize>), LoadError> {
-        let place = self.content.tensors.get(name).cloned();
+    fn tensor(&self, name: &str) -> Result<(Vec<f32>, Vec<usize>), LoadError> {
+        let place = self.content.tensors.get(name);
         let place = place.ok_or_else(|| self.error(format!("tensor {name}: is missing")))?;
-        self.read(&place)
-            .map(|values| (values, place.dimensions))
+        self.read(place)
+            .map(|values| (values, place.dimensions.clone()))
             .map_err(|error| self.error(format!("tensor {name}: {error}")))
     }
 
-    fn read(&mut self, Place { dimensions, format, offset }: &Place) -> anyhow::Result<Vec<f32>> {
+    fn read(&self, Place { dimensions, format, offset }: &Place) -> anyhow::Result<Vec<f32>> {
         let (values, bytes) =
             formats::block(*format).with_context(|| format!("format {format} of GGUF is not supported"))?;
         let count = dimensions.iter().try_fold(1_usize, |product, size| product.checked_mul(*size));
         let count = count.filter(|count| count.is_multiple_of(values)).context("its size is no number of blocks")?;
         let size = (count / values).checked_mul(bytes).context("it is too large")?;
-        // Before memory is taken for what a file only says that it has.
-        let end = offset.checked_add(size as u64).context("it is too large")?;
-        anyhow::ensure!(end <= self.reader.get_ref().metadata()?.len(), "the file is cut off");
-        let mut stored = vec![0; size];
-        self.reader.seek(SeekFrom::Start(*offset))?;
-        self.reader.read_exact(&mut stored)?;
-        Ok(formats::values(*format, &stored, dimensions)?)
+        let start = usize::try_from(*offset)?;
+        let end = start.checked_add(size).context("it is too large")?;
+        Ok(self.file.read(start..end, |stored| formats::values(*format, stored, dimensions))??)
     }
 
     pub fn has_tensor(&self, name: &str) -> bool {
@@ -170,7 +165,7 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/decoders");
         let golden: BTreeMap<String, Vec<f32>> =
             serde_json::from_slice(&std::fs::read(folder.join("formats.json")).unwrap()).unwrap();
-        let mut file = Gguf::open(&folder.join("formats.gguf")).unwrap();
+        let file = Gguf::open(&folder.join("formats.gguf")).unwrap();
         assert_eq!(golden.len(), 13);
         for (format, theirs) in golden {
             let ours = file.values(&format).unwrap();
@@ -186,7 +181,7 @@ mod tests {
 
     /// What is read of a file: its tokenizer, and all tensors.
     fn read_all(path: &Path) -> Result<(), LoadError> {
-        let mut file = Gguf::open(path)?;
+        let file = Gguf::open(path)?;
         file.tokenizer()?;
         let names: Vec<String> = file.content.tensors.keys().cloned().collect();
         names.iter().try_for_each(|name| file.values(name).map(drop))

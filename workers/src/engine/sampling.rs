@@ -12,6 +12,8 @@ use super::{Logprobs, SamplingParams};
 const TEMPERATURE_MIN: f32 = 1e-4;
 /// As a part of the greatest weight.
 const NOTHING: f32 = 1e-30;
+/// Weights whose sum is made at once.
+const CHUNK: usize = 512;
 
 /// The next token of a sequence that has `position` tokens, of which some were `generated`: one of those that are
 /// `allowed`. Ties go to the lower id.
@@ -33,16 +35,13 @@ pub fn sample(
     if params.temperature <= 0.0 {
         return greedy(&logits);
     }
-    let candidates = candidates(&logits, params);
-    let total: f64 = candidates.iter().map(|(_, weight)| f64::from(*weight)).sum();
-    let mut left = uniform(params.seed, position) * total;
-    for &(token, weight) in &candidates {
-        left -= f64::from(weight);
-        if left < 0.0 {
-            return token;
-        }
+    let (weights, place) = (weights(&logits, params), uniform(params.seed, position));
+    if params.top_k.is_none() && params.top_p >= 1.0 {
+        return draw(&weights, place) as u32;
     }
-    candidates.last().map_or(0, |&(token, _)| token)
+    let candidates = candidates(&weights, params);
+    let weights: Vec<f32> = candidates.iter().map(|(_, weight)| *weight).collect();
+    candidates.get(draw(&weights, place)).map_or(0, |(token, _)| *token)
 }
 
 /// Of one token, and of the `count` most probable ones.
@@ -106,35 +105,80 @@ fn most(logits: &[f32]) -> f32 {
     lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, higher)
 }
 
-/// The tokens that are drawn from, each with its weight. The most probable one weighs 1.
-fn candidates(logits: &[f32], params: &SamplingParams) -> Vec<(u32, f32)> {
+/// Of each token; the most probable one weighs 1, and what cannot be drawn nothing.
+fn weights(logits: &[f32], params: &SamplingParams) -> Vec<f32> {
     let inverse = 1.0 / params.temperature.max(TEMPERATURE_MIN);
     let mut weights: Vec<f32> = logits.iter().map(|logit| logit * inverse).collect();
     softmax_weights(Level::best(), &mut weights);
     // What is forbidden has the least weight there is.
     let least = params.min_p.max(NOTHING);
-    let mut candidates: Vec<(u32, f32)> = (0..).zip(weights).filter(|(_, weight)| *weight >= least).collect();
-    if let Some(count) = params.top_k.filter(|count| (1..candidates.len()).contains(count)) {
-        candidates.select_nth_unstable_by(count - 1, ranked);
-        candidates.truncate(count);
-        candidates.sort_unstable_by(ranked);
+    weights.iter_mut().for_each(|weight| *weight = if *weight >= least { *weight } else { 0.0 });
+    weights
+}
+
+/// Which of the weights that part of all of them ends in. Sums of chunks say where to look, since there are many weights.
+fn draw(weights: &[f32], part: f64) -> usize {
+    let sums: Vec<f64> = weights.chunks(CHUNK).map(sum).collect();
+    let mut left = part * sums.iter().sum::<f64>();
+    let mut last = 0;
+    for ((first, chunk), sum) in (0..).step_by(CHUNK).zip(weights.chunks(CHUNK)).zip(sums) {
+        if left >= sum {
+            left -= sum;
+        } else {
+            for (at, weight) in (first..).zip(chunk) {
+                left -= f64::from(*weight);
+                if left < 0.0 {
+                    return at;
+                }
+            }
+        }
+        // Sums in another order are not quite the same.
+        if let Some(at) = chunk.iter().rposition(|weight| *weight > 0.0) {
+            last = first + at;
+        }
     }
-    if params.top_p < 1.0 {
-        keep_nucleus(&mut candidates, f64::from(params.top_p));
+    last
+}
+
+/// In lanes, which compilers make vectors of.
+fn sum(weights: &[f32]) -> f64 {
+    let mut lanes = [0.0; 8];
+    let (chunks, rest) = weights.as_chunks::<8>();
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, weight)| *lane += f64::from(*weight));
+    }
+    lanes.into_iter().chain(rest.iter().copied().map(f64::from)).sum()
+}
+
+/// The tokens that are drawn from, where they are not all, each with its weight.
+fn candidates(weights: &[f32], params: &SamplingParams) -> Vec<(u32, f32)> {
+    let top_p = f64::from(params.top_p);
+    // All tokens that weigh less have too little weight together to be in the nucleus: they need not be ranked.
+    let mut whole = sum(weights);
+    let least = if params.top_k.is_none() { (1.0 - top_p) * whole / weights.len() as f64 } else { 0.0 };
+    let is_some = |weight: f32| weight > 0.0 && f64::from(weight) >= least;
+    let mut candidates: Vec<(u32, f32)> =
+        (0..).zip(weights.iter().copied()).filter(|(_, weight)| is_some(*weight)).collect();
+    if let Some(count) = params.top_k {
+        if (1..candidates.len()).contains(&count) {
+            candidates.select_nth_unstable_by(count - 1, ranked);
+            candidates.truncate(count);
+            candidates.sort_unstable_by(ranked);
+        }
+        whole = candidates.iter().map(|(_, weight)| f64::from(*weight)).sum();
+    }
+    if top_p < 1.0 {
+        keep_nucleus(&mut candidates, top_p * whole);
     }
     candidates
 }
 
-/// The smallest head of the ranking that has this part of the whole weight.
-fn keep_nucleus(candidates: &mut Vec<(u32, f32)>, top_p: f64) {
-    let sum: f64 = candidates.iter().map(|(_, weight)| f64::from(*weight)).sum();
-    // All tokens that weigh less have too little weight together to be in the nucleus: they need not be ranked.
-    let least = (1.0 - top_p) * sum / candidates.len() as f64;
-    candidates.retain(|(_, weight)| f64::from(*weight) >= least);
+/// The smallest head of the ranking that weighs so much.
+fn keep_nucleus(candidates: &mut Vec<(u32, f32)>, wanted: f64) {
     candidates.sort_unstable_by(ranked);
     let mut reached = 0.0;
     let needed = candidates.iter().take_while(|(_, weight)| {
-        let is_needed = reached < top_p * sum;
+        let is_needed = reached < wanted;
         reached += f64::from(*weight);
         is_needed
     });

@@ -1,13 +1,11 @@
-//! Tensors of safetensors files, read one at a time, so that a model is never in memory twice.
+//! Tensors of safetensors files, which are mapped and read one tensor at a time, so that a model is never in memory twice.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use half::{bf16, f16};
+use kernels::Mapped;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
@@ -17,7 +15,7 @@ use super::LoadError;
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// A larger header is none.
-const HEADER_BYTES_MAX: u64 = 64 << 20;
+const HEADER_BYTES_MAX: usize = 64 << 20;
 
 /// A matrix or a vector, in f32.
 #[derive(Clone, Debug)]
@@ -41,9 +39,9 @@ struct Source {
 
 struct Opened {
     path: PathBuf,
-    file: File,
+    file: Mapped,
     /// Where the values begin.
-    start: u64,
+    start: usize,
 }
 
 #[derive(Deserialize)]
@@ -102,7 +100,7 @@ impl Tensors {
 
     /// The bytes of a tensor of that shape.
     pub fn bytes(&self, name: &str, shape: &[usize]) -> Result<Vec<u8>, LoadError> {
-        let (info, path, bytes) = self.source.read(&format!("{}{name}", self.prefix))?;
+        let (info, path, bytes) = self.source.read(&format!("{}{name}", self.prefix), |_, bytes| bytes.to_vec())?;
         if info.dtype != Dtype::U8 {
             return Err(LoadError::file(path, format!("tensor {name} is {:?}; U8 is wanted", info.dtype)));
         }
@@ -127,56 +125,62 @@ impl Tensors {
     }
 
     fn named(&self, name: &str) -> Result<Tensor, LoadError> {
-        let (info, path, bytes) = self.source.read(name)?;
-        let values = match info.dtype {
-            Dtype::F32 => {
-                bytes.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect()
+        let (info, path, values) = self.source.read(name, floats)?;
+        match values {
+            Some(values) => Ok(Tensor { shape: info.shape.clone(), values }),
+            None => {
+                let reason = format!("tensor {name} is {:?}; F32, F16 and BF16 are read", info.dtype);
+                Err(LoadError::file(path, reason))
             }
-            Dtype::F16 => bytes.chunks_exact(2).map(|two| f16::from_le_bytes([two[0], two[1]]).to_f32()).collect(),
-            Dtype::BF16 => bytes.chunks_exact(2).map(|two| bf16::from_le_bytes([two[0], two[1]]).to_f32()).collect(),
-            other => {
-                return Err(LoadError::file(path, format!("tensor {name} is {other:?}; F32, F16 and BF16 are read")));
-            }
-        };
-        Ok(Tensor { shape: info.shape.clone(), values })
+        }
     }
 }
 
 impl Source {
-    /// What the header says of a tensor, the file it is in, and its bytes.
-    fn read(&self, name: &str) -> Result<(&TensorInfo, &Path, Vec<u8>), LoadError> {
+    /// What the header says of a tensor, the file it is in, and what is made of its bytes.
+    fn read<T>(&self, name: &str, make: impl FnOnce(Dtype, &[u8]) -> T) -> Result<(&TensorInfo, &Path, T), LoadError> {
         let Some((file, info)) = self.tensors.get(name) else {
             return Err(LoadError::file(&self.folder, format!("tensor {name} is missing")));
         };
         let Opened { path, file, start } = &self.files[*file];
         let (from, to) = info.data_offsets;
-        let mut bytes = vec![0; to - from];
-        file.read_exact_at(&mut bytes, start + from as u64).map_err(|error| LoadError::file(path, error))?;
-        Ok((info, path, bytes))
+        let made = file.read(start + from..start + to, |bytes| make(info.dtype, bytes));
+        let made = made.map_err(|error| LoadError::file(path, format!("tensor {name}: {error}")))?;
+        Ok((info, path, made))
     }
+}
+
+/// Where they are of a type that is read.
+fn floats(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
+    Some(match dtype {
+        Dtype::F32 => {
+            bytes.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect()
+        }
+        Dtype::F16 => bytes.chunks_exact(2).map(|two| f16::from_le_bytes([two[0], two[1]]).to_f32()).collect(),
+        Dtype::BF16 => bytes.chunks_exact(2).map(|two| bf16::from_le_bytes([two[0], two[1]]).to_f32()).collect(),
+        _ => return None,
+    })
 }
 
 struct Header {
     tensors: Vec<(String, TensorInfo)>,
-    start: u64,
+    start: usize,
 }
 
-fn open(path: &Path) -> Result<(File, Header), String> {
-    let text = |error: std::io::Error| error.to_string();
-    let mut file = File::open(path).map_err(text)?;
-    let mut length = [0; 8];
-    file.read_exact(&mut length).map_err(text)?;
-    let end = u64::from_le_bytes(length).saturating_add(8);
-    if end > HEADER_BYTES_MAX {
+fn open(path: &Path) -> Result<(Mapped, Header), String> {
+    let file = Mapped::open(path).map_err(|error| error.to_string())?;
+    let bytes = file.bytes();
+    let (length, rest) = bytes.split_first_chunk::<8>().ok_or("is no safetensors file: it is too short")?;
+    let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
+    if length > HEADER_BYTES_MAX {
         return Err("is no safetensors file: its header would be too long".to_owned());
     }
-    let mut header = Vec::new();
-    file.by_ref().take(end - 8).read_to_end(&mut header).map_err(text)?;
-    let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| error.to_string())?;
-    let size = file.metadata().map_err(text)?.len();
-    if size < end + metadata.data_len() as u64 {
-        return Err(format!("is cut off: {size} bytes of {}", end + metadata.data_len() as u64));
+    let header = rest.get(..length).ok_or("is cut off: its header is not whole")?;
+    let metadata: Metadata = serde_json::from_slice(header).map_err(|error| error.to_string())?;
+    let (start, size) = (8 + length, bytes.len());
+    if size < start + metadata.data_len() {
+        return Err(format!("is cut off: {size} bytes of {}", start + metadata.data_len()));
     }
     let tensors = metadata.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
-    Ok((file, Header { tensors, start: end }))
+    Ok((file, Header { tensors, start }))
 }

@@ -12,6 +12,19 @@ __device__ inline void store(float *to, float value) { *to = value; }
 __device__ inline void store(__half *to, float value) { *to = __float2half(value); }
 __device__ inline void store(__nv_bfloat16 *to, float value) { *to = __float2bfloat16(value); }
 
+// All lanes of a warp.
+#define FULL 0xffffffffu
+
+__device__ inline float warp_sum(float value) {
+    for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(FULL, value, step);
+    return value;
+}
+
+__device__ inline float warp_max(float value) {
+    for (int step = 16; step > 0; step /= 2) value = fmaxf(value, __shfl_xor_sync(FULL, value, step));
+    return value;
+}
+
 // As `cuda.rs` numbers them.
 __device__ inline float activated(float x, int activation) {
     switch (activation) {

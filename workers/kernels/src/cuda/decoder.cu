@@ -12,7 +12,6 @@
 #define THREADS 128
 #define WARPS (THREADS / 32)
 #define HEAD_MAX 256
-#define FULL 0xffffffffu
 
 // Some tokens of a sequence that come one after the other.
 struct Tile {
@@ -32,16 +31,6 @@ struct Norm {
     float epsilon;
     int centred;
 };
-
-__device__ inline float warp_sum(float value) {
-    for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(FULL, value, step);
-    return value;
-}
-
-__device__ inline float warp_max(float value) {
-    for (int step = 16; step > 0; step /= 2) value = fmaxf(value, __shfl_xor_sync(FULL, value, step));
-    return value;
-}
 
 __device__ inline float block_sum(float value) {
     __shared__ float sums[32];

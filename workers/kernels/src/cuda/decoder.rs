@@ -1,18 +1,17 @@
 //! Decoders on a GPU: launches the kernels of `decoder.cu`, which stand beside candle's matrix products.
 
-use candle_core::backend::{BackendDevice, BackendStorage};
-use candle_core::cuda_backend::cudarc::driver::{DevicePtr, LaunchConfig, PushKernelArg};
-use candle_core::cuda_backend::{CudaDType, WrapErr};
-use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, Shape, Storage, Tensor};
-use half::{bf16, f16};
+use candle_core::{DType, Device, Result, Tensor};
 
-use super::{NULL, Norm, THREADS, number, unsupported};
+use super::device::{address, empty};
+use super::launch::{Kernel, Module};
+use super::{Norm, THREADS, WARPS, number};
 use crate::{BLOCK, Function};
 
-const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/decoder.ptx"));
-const MODULE: &str = "inferq_decoder";
-const WARPS: usize = THREADS as usize / 32;
+static MODULE: Module = Module {
+    name: "inferq_decoder",
+    #[cfg(feature = "cuda")]
+    ptx: include_str!(concat!(env!("OUT_DIR"), "/decoder.ptx")),
+};
 /// Of a thread block that takes a row.
 const ROW_THREADS: u32 = 256;
 /// Thread blocks that keep a GPU busy, and the fewest blocks of keys for each.
@@ -188,7 +187,7 @@ impl Plan {
     pub fn embed(&self, words: &Tensor, positions: Option<&Tensor>, scale: f32) -> Result<Tensor> {
         let width = words.dim(1)?;
         let output = empty((self.rows, width), DType::F32, words.device())?;
-        let kernel = Kernel::new("embed", words)?.tensor(words)?.optional(positions)?;
+        let kernel = Kernel::new(&MODULE, "embed", words)?.tensor(words)?.optional(positions)?;
         let kernel = kernel.address(self.address(0)?).address(self.address(self.rows)?).tensor(&output)?;
         // SAFETY: the arguments are those of the kernel, and each token has a vector.
         unsafe { kernel.count(width).real(scale).launch([self.rows, 1, 1], ROW_THREADS)? };
@@ -243,7 +242,7 @@ impl Pages {
         let (partial, shares) = (share(heads.size)?, share(2)?);
         let tiles = tiles_at(plan.rows);
         let name = format!("_{}_{}", heads.padded(), plan.own);
-        let kernel = Kernel::with_suffix("attend", rows, &name)?;
+        let kernel = Kernel::with_suffix(&MODULE, "attend", rows, &name)?;
         let kernel = kernel.tensor(queries)?.tensor(&self.keys)?.tensor(&self.values)?;
         let kernel = kernel.address(plan.address(tiles)?).address(plan.address(tiles + 4 * plan.tiles)?);
         let kernel =
@@ -254,7 +253,8 @@ impl Pages {
         // SAFETY: the arguments are those of the kernel, and all blocks of the table are there.
         unsafe { kernel.launch(blocks, THREADS)? };
         if let (Some(partial), Some(shares)) = (&partial, &shares) {
-            let kernel = Kernel::new("gather", rows)?.tensor(partial)?.tensor(shares)?.optional(sight.sinks)?;
+            let kernel =
+                Kernel::new(&MODULE, "gather", rows)?.tensor(partial)?.tensor(shares)?.optional(sight.sinks)?;
             let kernel = kernel.tensor(&output)?.count(plan.shares).count(heads.heads).count(heads.size);
             // SAFETY: the arguments are those of the kernel, and all shares have been written.
             unsafe { kernel.launch([count, 1, 1], THREADS)? };
@@ -265,7 +265,7 @@ impl Pages {
     /// Keeps keys and values, and writes the queries, where there are any.
     fn place(&self, plan: &Plan, rows: &Tensor, heads: &Heads, turn: Turn<'_>, queries: Option<&Tensor>) -> Result<()> {
         let norms = turn.norms.map_or([None, None], |[query, key]| [Some(query), Some(key)]);
-        let kernel = Kernel::new("place", rows)?.tensor(rows)?.optional(turn.bias)?;
+        let kernel = Kernel::new(&MODULE, "place", rows)?.tensor(rows)?.optional(turn.bias)?;
         let kernel = kernel.norm(norms[0])?.norm(norms[1])?;
         let kernel =
             kernel.optional(turn.angles.map(|angles| &angles[0]))?.optional(turn.angles.map(|angles| &angles[1]))?;
@@ -291,7 +291,7 @@ pub struct Added<'a> {
 pub fn join(hidden: &Tensor, added: Option<Added<'_>>, norm: Norm<'_>, dtype: DType) -> Result<Tensor> {
     let (rows, width) = hidden.dims2()?;
     let output = empty((rows, width), dtype, hidden.device())?;
-    let kernel = Kernel::new("join", &output)?.tensor(hidden)?;
+    let kernel = Kernel::new(&MODULE, "join", &output)?.tensor(hidden)?;
     let kernel = kernel.optional(added.map(|added| added.rows))?.optional(added.and_then(|added| added.bias))?;
     let kernel = kernel.norm(added.and_then(|added| added.norm))?.norm(Some(norm))?.tensor(&output)?.count(width);
     // SAFETY: the arguments are those of the kernel, whose thread blocks write to rows of their own.
@@ -309,126 +309,14 @@ pub fn activate(function: Function, rows: &Tensor, bias: Option<&Tensor>) -> Res
     };
     let output_width = if gated == 0 { width } else { width / 2 };
     let output = empty((count, output_width), rows.dtype(), rows.device())?;
-    let kernel = Kernel::new("activate", rows)?.tensor(rows)?.optional(bias)?.tensor(&output)?;
+    let kernel = Kernel::new(&MODULE, "activate", rows)?.tensor(rows)?.optional(bias)?.tensor(&output)?;
     let kernel = kernel.count(width).count(activation as usize).count(gated).real(alpha).real(limit);
     // SAFETY: the arguments are those of the kernel.
     unsafe { kernel.launch([count, output_width.div_ceil(THREADS as usize), 1], THREADS)? };
     Ok(output)
 }
 
-/// A launch in the making.
-struct Kernel<'a> {
-    name: String,
-    device: &'a CudaDevice,
-    arguments: Vec<Argument>,
-}
-
-enum Argument {
-    Address(u64),
-    Count(i32),
-    Real(f32),
-}
-
-impl<'a> Kernel<'a> {
-    /// That kernel, for the type of that tensor.
-    fn new(name: &str, like: &'a Tensor) -> Result<Self> {
-        Self::with_suffix(name, like, "")
-    }
-
-    fn with_suffix(name: &str, like: &'a Tensor, suffix: &str) -> Result<Self> {
-        let dtype = match like.dtype() {
-            DType::F32 => "f32",
-            DType::F16 => "f16",
-            DType::BF16 => "bf16",
-            other => return Err(unsupported(other)),
-        };
-        let name = format!("{name}_{dtype}{suffix}");
-        Ok(Self { name, device: like.device().as_cuda_device()?, arguments: Vec::new() })
-    }
-
-    fn tensor(self, tensor: &Tensor) -> Result<Self> {
-        Ok(self.address(address(tensor)?))
-    }
-
-    fn optional(self, tensor: Option<&Tensor>) -> Result<Self> {
-        Ok(self.address(tensor.map_or(Ok(NULL), address)?))
-    }
-
-    fn norm(self, norm: Option<Norm<'_>>) -> Result<Self> {
-        let new = self.optional(norm.map(|norm| norm.weight))?.optional(norm.and_then(|norm| norm.bias))?;
-        let (epsilon, centred) = norm.map_or((0.0, false), |norm| (norm.epsilon, norm.centred));
-        Ok(new.real(epsilon).count(usize::from(centred)))
-    }
-
-    fn address(self, address: u64) -> Self {
-        self.with(Argument::Address(address))
-    }
-
-    fn count(self, count: usize) -> Self {
-        self.with(Argument::Count(count as i32))
-    }
-
-    fn real(self, real: f32) -> Self {
-        self.with(Argument::Real(real))
-    }
-
-    fn with(mut self, argument: Argument) -> Self {
-        self.arguments.push(argument);
-        self
-    }
-
-    /// # Safety
-    ///
-    /// The arguments must be those that the kernel has, and what it reads and writes must be there.
-    unsafe fn launch(self, [x, y, z]: [usize; 3], threads: u32) -> Result<()> {
-        let function = self.device.get_or_load_custom_func(&self.name, MODULE, PTX)?;
-        let mut builder = function.builder();
-        for argument in &self.arguments {
-            match argument {
-                Argument::Address(address) => builder.arg(address),
-                Argument::Count(count) => builder.arg(count),
-                Argument::Real(real) => builder.arg(real),
-            };
-        }
-        let grid_dim = (x as u32, y as u32, z as u32);
-        let config = LaunchConfig { grid_dim, block_dim: (threads, 1, 1), shared_mem_bytes: 0 };
-        // SAFETY: the caller says so.
-        unsafe { builder.launch(config).w()? };
-        Ok(())
-    }
-}
-
 /// Where tiles begin among a step's numbers: they are read in one.
 fn tiles_at(rows: usize) -> usize {
     (3 * rows).next_multiple_of(4)
-}
-
-/// Of a tensor's first value. All that uses it runs on the one stream there is, and so before the memory is given back.
-fn address(tensor: &Tensor) -> Result<u64> {
-    let (storage, layout) = tensor.storage_and_layout();
-    let Storage::Cuda(storage) = &*storage else { candle_core::bail!("a tensor is not on the GPU") };
-    fn start<T: CudaDType>(storage: &CudaStorage, offset: usize) -> Result<u64> {
-        let slice = storage.as_cuda_slice::<T>()?;
-        let (address, _) = slice.device_ptr(slice.stream());
-        Ok(address + (offset * size_of::<T>()) as u64)
-    }
-    if !layout.is_contiguous() {
-        candle_core::bail!("no kernel takes rows that lie as {layout:?}");
-    }
-    let offset = layout.start_offset();
-    match storage.dtype() {
-        DType::F32 => start::<f32>(storage, offset),
-        DType::F16 => start::<f16>(storage, offset),
-        DType::BF16 => start::<bf16>(storage, offset),
-        DType::U32 => start::<u32>(storage, offset),
-        other => Err(unsupported(other)),
-    }
-}
-
-/// A tensor that a kernel writes each value of before it is read.
-fn empty(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
-    let shape = shape.into();
-    // SAFETY: as this function's callers have it.
-    let storage = unsafe { device.as_cuda_device()?.alloc_uninit(&shape, dtype)? };
-    Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
 }

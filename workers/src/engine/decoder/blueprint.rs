@@ -81,7 +81,7 @@ pub struct Shape {
 
 /// A layer: attention, then a perceptron, each added to what went in.
 #[derive(Clone, Debug)]
-pub struct Layer<L, N> {
+pub struct Layer<L, N, P = Perceptron<L>> {
     pub norm: N,
     /// Queries, keys and values in one.
     pub projection: L,
@@ -98,7 +98,7 @@ pub struct Layer<L, N> {
     /// What is taken from another sequence, between attention and perceptron.
     pub cross: Option<Cross<L, N>>,
     pub perceptron_norm: N,
-    pub perceptron: Perceptron<L>,
+    pub perceptron: P,
     /// Before what comes down is added.
     pub down_norm: Option<N>,
 }
@@ -151,11 +151,12 @@ pub struct Rotation {
 
 impl<L, N> Layer<L, N> {
     /// The same layer, of other makings.
-    pub fn try_map<M, O, E>(
+    pub fn try_map<M, O, P, E>(
         self,
         linear: impl Fn(L) -> Result<M, E>,
         norm: impl Fn(N) -> Result<O, E>,
-    ) -> Result<Layer<M, O>, E> {
+        perceptron: impl FnOnce(Perceptron<L>) -> Result<P, E>,
+    ) -> Result<Layer<M, O, P>, E> {
         let head_norms = match self.head_norms {
             Some([query, key]) => Some([norm(query)?, norm(key)?]),
             None => None,
@@ -179,20 +180,26 @@ impl<L, N> Layer<L, N> {
                 None => None,
             },
             perceptron_norm: norm(self.perceptron_norm)?,
-            perceptron: match self.perceptron {
-                Perceptron::Dense(dense) => Perceptron::Dense(dense.try_map(&linear)?),
-                Perceptron::Experts(Experts { router, experts, each, normalized }) => {
-                    let experts = experts.into_iter().map(|dense| dense.try_map(&linear)).collect::<Result<_, _>>()?;
-                    Perceptron::Experts(Experts { router: linear(router)?, experts, each, normalized })
-                }
-            },
+            perceptron: perceptron(self.perceptron)?,
             down_norm: self.down_norm.map(&norm).transpose()?,
         })
     }
 }
 
+impl<L> Perceptron<L> {
+    pub fn try_map<M, E>(self, linear: impl Fn(L) -> Result<M, E>) -> Result<Perceptron<M>, E> {
+        Ok(match self {
+            Self::Dense(dense) => Perceptron::Dense(dense.try_map(&linear)?),
+            Self::Experts(Experts { router, experts, each, normalized }) => {
+                let experts = experts.into_iter().map(|dense| dense.try_map(&linear)).collect::<Result<_, _>>()?;
+                Perceptron::Experts(Experts { router: linear(router)?, experts, each, normalized })
+            }
+        })
+    }
+}
+
 impl<L> Dense<L> {
-    fn try_map<M, E>(self, linear: impl Fn(L) -> Result<M, E>) -> Result<Dense<M>, E> {
+    pub fn try_map<M, E>(self, linear: impl Fn(L) -> Result<M, E>) -> Result<Dense<M>, E> {
         Ok(Dense { up: linear(self.up)?, function: self.function, down: linear(self.down)? })
     }
 }

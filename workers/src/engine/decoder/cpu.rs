@@ -302,7 +302,8 @@ fn ready(shape: &Shape, layers: Layers, make: impl Fn(Affine) -> Weights) -> Res
 }
 
 fn made(layer: Layer<Affine, NormWeights>, make: impl Fn(Affine) -> Weights) -> Layer<Weights, Norm> {
-    match layer.try_map(|affine| Ok::<_, Infallible>(make(affine)), |weights| Ok(norm(weights))) {
+    let linear = |affine| Ok::<_, Infallible>(make(affine));
+    match layer.try_map(linear, |weights| Ok(norm(weights)), |perceptron| perceptron.try_map(linear)) {
         Ok(layer) => layer,
         Err(never) => match never {},
     }

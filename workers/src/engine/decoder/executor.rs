@@ -10,7 +10,7 @@ use schemas::registry::Dtype;
 
 use super::blueprint::{Shape, Source};
 use super::cpu::Cpu;
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", feature = "emulated"))]
 use super::gpu::Gpu;
 use crate::engine::encoder::gpu::type_of;
 use crate::engine::{LoadError, StepError};
@@ -77,7 +77,7 @@ fn failed(error: candle_core::Error) -> StepError {
 /// What runs a model.
 pub enum Executor {
     Cpu(Box<Cpu>),
-    #[cfg(feature = "cuda")]
+    #[cfg(any(feature = "cuda", feature = "emulated"))]
     Gpu(Box<Gpu>),
 }
 
@@ -85,8 +85,8 @@ impl Executor {
     /// With room for that many blocks of keys and values.
     pub fn new(source: Source, dtype: Dtype, blocks: usize, device: &Device) -> Result<Self, LoadError> {
         match device {
-            #[cfg(feature = "cuda")]
-            Device::Cuda(_) => {
+            #[cfg(any(feature = "cuda", feature = "emulated"))]
+            device if is_gpu(device) => {
                 let gpu = Gpu::new(source, type_of(dtype)?, blocks, device)?;
                 tracing::info!(blocks, "decoder is ready");
                 Ok(Self::Gpu(Box::new(gpu)))
@@ -103,7 +103,7 @@ impl Executor {
     pub fn forward(&mut self, inputs: &[Input<'_>]) -> Result<ChunksExact<'_, f32>, StepError> {
         match self {
             Self::Cpu(cpu) => Ok(cpu.forward(inputs)),
-            #[cfg(feature = "cuda")]
+            #[cfg(any(feature = "cuda", feature = "emulated"))]
             Self::Gpu(gpu) => gpu.forward(inputs).map_err(failed),
         }
     }
@@ -112,9 +112,9 @@ impl Executor {
     pub fn remember(&mut self, rows: &Rows, blocks: &[u32]) -> Result<(), StepError> {
         match (self, rows) {
             (Self::Cpu(cpu), rows) => cpu.remember(&rows.values()?, blocks),
-            #[cfg(feature = "cuda")]
+            #[cfg(any(feature = "cuda", feature = "emulated"))]
             (Self::Gpu(gpu), Rows::Device(rows)) => gpu.remember(rows, blocks).map_err(failed)?,
-            #[cfg(feature = "cuda")]
+            #[cfg(any(feature = "cuda", feature = "emulated"))]
             (Self::Gpu(_), Rows::Host(_)) => return Err(StepError("rows are not on the GPU".to_owned())),
         }
         Ok(())
@@ -130,17 +130,22 @@ impl Executor {
         let watched = Watched::of(heads, rows);
         match self {
             Self::Cpu(cpu) => Ok(cpu.watch(input, watched).weights),
-            #[cfg(feature = "cuda")]
+            #[cfg(any(feature = "cuda", feature = "emulated"))]
             Self::Gpu(gpu) => Ok(gpu.watch(input, watched).map_err(failed)?.weights),
         }
     }
 }
 
+/// Whether kernels for GPUs run there.
+pub fn is_gpu(device: &Device) -> bool {
+    device.is_cuda() || cfg!(all(feature = "emulated", not(feature = "cuda")))
+}
+
 /// Bytes that a layer takes for a block of keys and values.
 pub fn block_bytes(shape: &Shape, dtype: Dtype, device: &Device) -> Result<usize, LoadError> {
     let in_f16 = Pages::block_bytes(shape.key_heads, shape.head_size);
-    Ok(match device.is_cpu() {
-        true => in_f16,
-        false => in_f16 / DType::F16.size_in_bytes() * type_of(dtype)?.size_in_bytes(),
+    Ok(match is_gpu(device) {
+        true => in_f16 / DType::F16.size_in_bytes() * type_of(dtype)?.size_in_bytes(),
+        false => in_f16,
     })
 }

@@ -3,14 +3,17 @@
 //!
 //! What is added up from layer to layer is in f32, whatever type the products have.
 
+mod mixture;
+
 use std::slice::ChunksExact;
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::ops::softmax_last_dim;
-use kernels::cuda::Norm as NormView;
 use kernels::cuda::decoder::{self as cuda, Added, Heads, Pages, Plan, Sight, Span, Turn};
+use kernels::cuda::{Norm as NormView, fetch};
 
-use super::blueprint::{Dense, Experts, Layer, Perceptron, Rotation, Shape, Source};
+use self::mixture::Mixture;
+use super::blueprint::{Dense, Layer, Perceptron, Rotation, Shape, Source};
 use super::executor::{Input, Watched};
 use crate::engine::LoadError;
 use crate::engine::layers::{Affine, NormWeights};
@@ -28,12 +31,18 @@ pub struct Gpu {
 }
 
 struct Ready {
-    parts: Layer<Linear, Norm>,
+    parts: Layer<Linear, Norm, Ask>,
     /// Cosine and sine of every position.
     angles: Option<[Tensor; 2]>,
     /// In f32.
     sinks: Option<Tensor>,
     pages: Pages,
+}
+
+/// What follows attention.
+enum Ask {
+    One(Dense<Linear>),
+    Several(Box<Mixture>),
 }
 
 struct Linear {
@@ -87,7 +96,10 @@ impl Gpu {
 
     /// As [`Cpu::forward`](super::cpu::Cpu::forward).
     pub fn forward(&mut self, inputs: &[Input<'_>]) -> Result<ChunksExact<'_, f32>> {
-        self.logits = self.compute(inputs, None)?;
+        match self.compute(inputs, None)? {
+            Some(logits) => fetch(&logits, &mut self.logits)?,
+            None => self.logits.clear(),
+        }
         Ok(self.logits.chunks_exact(self.words.dim(0)?))
     }
 
@@ -107,7 +119,7 @@ impl Gpu {
         Ok(watched)
     }
 
-    fn compute(&self, inputs: &[Input<'_>], mut watched: Option<&mut Watched>) -> Result<Vec<f32>> {
+    fn compute(&self, inputs: &[Input<'_>], mut watched: Option<&mut Watched>) -> Result<Option<Tensor>> {
         let mut spans = Vec::with_capacity(inputs.len());
         spans.extend(inputs.iter().map(|&Input { tokens, start, blocks, .. }| Span { tokens, start, blocks }));
         let plan = Plan::new(&spans, &self.heads, self.words.device())?;
@@ -132,8 +144,8 @@ impl Gpu {
             }
             let rows = self.join(&hidden, Some(&seen), &layer.parts.perceptron_norm)?;
             let made = match &layer.parts.perceptron {
-                Perceptron::Dense(dense) => dense.forward(&rows)?,
-                Perceptron::Experts(experts) => (experts.forward(&rows)?, None),
+                Ask::One(dense) => dense.forward(&rows)?,
+                Ask::Several(mixture) => (mixture.forward(&rows)?, None),
             };
             last = Some((made, layer.parts.down_norm.as_ref()));
         }
@@ -145,7 +157,8 @@ impl Gpu {
         cuda::join(hidden, added, norm.view(), self.dtype)
     }
 
-    fn score(&self, rows: &Tensor, inputs: &[Input<'_>]) -> Result<Vec<f32>> {
+    /// The logits that are wanted, in f32.
+    fn score(&self, rows: &Tensor, inputs: &[Input<'_>]) -> Result<Option<Tensor>> {
         let mut end = 0;
         let mut wanted = Vec::new();
         for input in inputs {
@@ -153,18 +166,17 @@ impl Gpu {
             wanted.extend((end - input.wanted) as u32..end as u32);
         }
         if wanted.is_empty() {
-            return Ok(Vec::new());
+            return Ok(None);
         }
         let rows = match wanted.len() == end {
             true => rows.clone(),
             false => rows.index_select(&Tensor::new(wanted, rows.device())?, 0)?,
         };
         let logits = self.output.forward(&rows)?.to_dtype(DType::F32)?;
-        let logits = match self.shape.logit_cap.map(f64::from) {
-            Some(cap) => ((logits / cap)?.tanh()? * cap)?,
-            None => logits,
-        };
-        logits.flatten_all()?.to_vec1()
+        match self.shape.logit_cap.map(f64::from) {
+            Some(cap) => ((logits / cap)?.tanh()? * cap).map(Some),
+            None => Ok(Some(logits)),
+        }
     }
 }
 
@@ -193,7 +205,12 @@ impl Ready {
     ) -> Result<Self> {
         let angles = layer.rotation.as_ref().map(|rotation| angles.of(rotation, shape.context, load)).transpose()?;
         let sinks = layer.sinks.as_deref().map(|sinks| Tensor::new(sinks, load.device)).transpose()?;
-        let parts = layer.try_map(|affine| load.linear(&affine), |norm| load.norm(&norm))?;
+        let linear = |affine: Affine| load.linear(&affine);
+        let ask = |perceptron| match perceptron {
+            Perceptron::Dense(dense) => Ok(Ask::One(dense.try_map(linear)?)),
+            Perceptron::Experts(experts) => Mixture::new(experts, load).map(Box::new).map(Ask::Several),
+        };
+        let parts = layer.try_map(linear, |norm| load.norm(&norm), ask)?;
         let pages = Pages::new(blocks, heads, load.dtype, load.device)?;
         Ok(Self { parts, angles, sinks, pages })
     }
@@ -215,26 +232,6 @@ impl Dense<Linear> {
     fn forward(&self, rows: &Tensor) -> Result<Made> {
         let inner = cuda::activate(self.function, &self.up.multiply(rows)?, self.up.bias.as_ref())?;
         Ok((self.down.multiply(&inner)?, self.down.bias.clone()))
-    }
-}
-
-impl Experts<Linear> {
-    fn forward(&self, rows: &Tensor) -> Result<Tensor> {
-        let scores: Vec<f32> = self.router.forward(rows)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-        let mut sum = rows.zeros_like()?;
-        for (expert, share) in self.experts.iter().zip(self.share_out(&scores)) {
-            if share.is_empty() {
-                continue;
-            }
-            let (own, weights): (Vec<u32>, Vec<f32>) =
-                share.into_iter().map(|(row, weight)| (row as u32, weight)).unzip();
-            let own = Tensor::new(own, rows.device())?;
-            let weights = Tensor::new(weights, rows.device())?.to_dtype(rows.dtype())?.unsqueeze(1)?;
-            let (made, bias) = expert.forward(&rows.index_select(&own, 0)?)?;
-            let made = bias.map_or(Ok(made.clone()), |bias| made.broadcast_add(&bias))?;
-            sum = sum.index_add(&own, &made.broadcast_mul(&weights)?, 0)?;
-        }
-        Ok(sum)
     }
 }
 

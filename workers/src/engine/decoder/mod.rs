@@ -11,7 +11,7 @@ pub(super) mod cpu;
 pub(super) mod executor;
 mod family;
 mod files;
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", feature = "emulated"))]
 mod gpu;
 mod lookup;
 mod rotation;
@@ -26,6 +26,7 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use kernels::BLOCK;
+use rayon::prelude::*;
 use schemas::registry::Model;
 
 use self::blocks::{Blocks, Name};
@@ -217,15 +218,31 @@ impl Engine for Decoder {
     fn step(&mut self) -> Result<(), StepError> {
         self.admit();
         let counts = self.plan();
-        let planned = self.running.iter().zip(&counts).filter(|(_, count)| **count > 0);
-        let inputs: Vec<Input<'_>> = planned.map(|(running, count)| running.input(*count)).collect();
+        let mut inputs: Vec<Input<'_>> =
+            self.running.iter().zip(&counts).map(|(running, count)| running.input(*count)).collect();
+        let wanted: Vec<usize> = inputs.iter().map(|input| input.wanted).collect();
+        inputs.retain(|input| !input.tokens.is_empty());
         if inputs.is_empty() {
             return Ok(());
         }
-        let mut logits = self.executor.forward(&inputs)?;
+        let logits: Vec<&[f32]> = self.executor.forward(&inputs)?.collect();
+        let mut rest = &logits[..];
+        let mut own = |count| rest.split_off(..count).unwrap_or_default();
+        let shares: Vec<_> = counts.into_iter().zip(wanted).map(|(count, wanted)| (count, own(wanted))).collect();
+        let (ends, text) = (&self.ends, &self.text);
+        let advance = |(running, (count, logits)): (&mut Running, (usize, &[&[f32]]))| {
+            let mut made = Vec::new();
+            let output = running.advance(count, logits, ends, text, &mut made);
+            (made, output)
+        };
+        // Vocabularies are large, and grammars take their time. For one alone no other thread is woken.
+        let steps: Vec<_> = match self.running.len() {
+            1 => self.running.iter_mut().zip(shares).map(advance).collect(),
+            _ => self.running.par_iter_mut().zip(shares).map(advance).collect(),
+        };
         let mut ended = Vec::new();
-        for (running, count) in self.running.iter_mut().zip(counts) {
-            let output = running.advance(count, &mut logits, &self.ends, &self.text, &mut self.made);
+        for (running, (made, output)) in self.running.iter().zip(steps) {
+            self.made.extend(made);
             if let Some(output) = output {
                 ended.push(running.id);
                 self.finished.push((running.id, output));

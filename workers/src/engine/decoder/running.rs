@@ -121,17 +121,17 @@ impl Running {
 
     /// Takes what was computed of it, and draws a token after its last one and one after each guess that was right. Its output,
     /// where one of them ends it.
-    pub fn advance<'a>(
+    pub fn advance(
         &mut self,
         count: usize,
-        logits: &mut impl Iterator<Item = &'a [f32]>,
+        logits: &[&[f32]],
         ends: &[u32],
         text: &Text,
         made: &mut Vec<Made>,
     ) -> Option<Output> {
         let guesses = self.guesses().to_vec();
-        let mut after = self.read(count - guesses.len(), logits)?;
-        let mut computed = logits.take(guesses.len());
+        let mut logits = logits.iter().copied();
+        let mut after = self.read(count - guesses.len(), &mut logits)?;
         let mut right = 0;
         let output = loop {
             // What another run had made may have ended it.
@@ -139,14 +139,12 @@ impl Running {
             if output.is_none() {
                 output = self.next(after, ends, text, made);
             }
-            match computed.next() {
+            match logits.next() {
                 Some(next) if output.is_none() && self.tokens.last() == guesses.get(right) => after = next,
                 _ => break output,
             }
             right += 1;
         };
-        // What follows a guess that was wrong.
-        computed.for_each(drop);
         self.computed += right;
         if !guesses.is_empty() {
             self.trust.learn(guesses.len(), right);

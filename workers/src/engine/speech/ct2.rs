@@ -4,12 +4,11 @@
 //! int8 have a scale for each row.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{BufReader, Read};
-use std::os::unix::fs::FileExt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
+use kernels::Mapped;
 
 use crate::engine::LoadError;
 use crate::engine::tensors::Tensor;
@@ -23,7 +22,7 @@ const NAME: &str = "WhisperSpec";
 /// Arrays of a file, read when they are asked for.
 pub struct Arrays {
     path: PathBuf,
-    file: File,
+    file: Mapped,
     arrays: HashMap<String, Array>,
 }
 
@@ -31,17 +30,15 @@ pub struct Arrays {
 struct Array {
     shape: Vec<usize>,
     kind: u8,
-    at: u64,
-    bytes: u64,
+    bytes: Range<usize>,
 }
 
 impl Arrays {
     pub fn open(folder: &Path) -> Result<Self, LoadError> {
         let path = folder.join(FILE);
         let wrong = |reason: String| LoadError::file(&path, reason);
-        let file = File::open(&path).map_err(|error| wrong(error.to_string()))?;
-        let size = file.metadata().map_err(|error| wrong(error.to_string()))?.len();
-        let arrays = list(&file, size).map_err(wrong)?;
+        let file = Mapped::open(&path).map_err(|error| wrong(error.to_string()))?;
+        let arrays = list(file.bytes()).map_err(wrong)?;
         Ok(Self { path, file, arrays })
     }
 
@@ -98,9 +95,8 @@ impl Arrays {
 
     fn read(&self, name: &str) -> Result<(&Array, Vec<u8>), LoadError> {
         let array = self.arrays.get(name).ok_or_else(|| self.missing(name))?;
-        let mut bytes = vec![0; array.bytes as usize];
-        self.file.read_exact_at(&mut bytes, array.at).map_err(|error| LoadError::file(&self.path, error))?;
-        Ok((array, bytes))
+        let bytes = self.file.read(array.bytes.clone(), <[u8]>::to_vec);
+        Ok((array, bytes.map_err(|error| LoadError::file(&self.path, error))?))
     }
 
     fn missing(&self, name: &str) -> LoadError {
@@ -152,9 +148,9 @@ fn place(name: &str) -> Option<Place> {
     Some(Place { array: format!("{side}/layer_{layer}/{array}"), part: cut })
 }
 
-/// The arrays of a file of that size.
-fn list(file: &File, size: u64) -> Result<HashMap<String, Array>, String> {
-    let mut reader = Counted { reader: BufReader::new(file), at: 0 };
+/// The arrays of a file.
+fn list(file: &[u8]) -> Result<HashMap<String, Array>, String> {
+    let mut reader = Reader { file, at: 0 };
     let version = reader.u32()?;
     if version == 0 || version > VERSION_MAX {
         return Err(format!("is no file of CTranslate2, or of a version that is not known: {version}"));
@@ -173,13 +169,10 @@ fn list(file: &File, size: u64) -> Result<HashMap<String, Array>, String> {
         let name = reader.text()?;
         let rank = reader.u8()?;
         let shape = (0..rank).map(|_| Ok(reader.u32()? as usize)).collect::<Result<_, String>>()?;
-        let (kind, bytes) = (reader.u8()?, u64::from(reader.u32()?));
-        let at = reader.at;
-        if at + bytes > size {
-            return Err(format!("is cut off: array {name} ends at {} of {size} bytes", at + bytes));
-        }
-        reader.skip(bytes)?;
-        arrays.insert(name, Array { shape, kind, at, bytes });
+        let (kind, count) = (reader.u8()?, reader.u32()? as usize);
+        let start = reader.at;
+        reader.take(count).map_err(|error| format!("{error}: array {name}"))?;
+        arrays.insert(name, Array { shape, kind, bytes: start..reader.at });
     }
     // Names that stand for others.
     if version >= 3 {
@@ -193,16 +186,22 @@ fn list(file: &File, size: u64) -> Result<HashMap<String, Array>, String> {
     Ok(arrays)
 }
 
-struct Counted<R> {
-    reader: R,
-    at: u64,
+struct Reader<'a> {
+    file: &'a [u8],
+    at: usize,
 }
 
-impl<R: Read> Counted<R> {
+impl<'a> Reader<'a> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], String> {
+        let (rest, size) = (&self.file[self.at..], self.file.len());
+        let taken = rest.get(..count).ok_or_else(|| format!("is cut off: {size} bytes of {}", self.at + count))?;
+        self.at += count;
+        Ok(taken)
+    }
+
     fn bytes<const N: usize>(&mut self) -> Result<[u8; N], String> {
         let mut bytes = [0; N];
-        self.reader.read_exact(&mut bytes).map_err(|error| format!("is cut off: {error}"))?;
-        self.at += N as u64;
+        bytes.copy_from_slice(self.take(N)?);
         Ok(bytes)
     }
 
@@ -217,17 +216,8 @@ impl<R: Read> Counted<R> {
     /// A text with its length before it and a zero behind.
     fn text(&mut self) -> Result<String, String> {
         let length = u16::from_le_bytes(self.bytes()?);
-        let mut bytes = vec![0; length.into()];
-        self.reader.read_exact(&mut bytes).map_err(|error| format!("is cut off: {error}"))?;
-        self.at += u64::from(length);
-        bytes.pop();
-        String::from_utf8(bytes).map_err(|_| "a name in it is no text".to_owned())
-    }
-
-    fn skip(&mut self, bytes: u64) -> Result<(), String> {
-        let copied = std::io::copy(&mut self.reader.by_ref().take(bytes), &mut std::io::sink());
-        self.at += copied.map_err(|error| error.to_string())?;
-        Ok(())
+        let text = self.take(length.into())?.split_last().map_or(&[][..], |(_, text)| text);
+        String::from_utf8(text.to_vec()).map_err(|_| "a name in it is no text".to_owned())
     }
 }
 

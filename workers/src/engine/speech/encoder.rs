@@ -10,6 +10,7 @@ use self::cpu::Cpu;
 use self::gpu::Gpu;
 use super::files::Files;
 use crate::engine::decoder::executor::Rows;
+use crate::engine::decoder::executor::is_gpu;
 use crate::engine::encoder::gpu::type_of;
 use crate::engine::{LoadError, StepError};
 
@@ -33,7 +34,7 @@ enum Executor {
 
 impl Encoder {
     pub fn new(files: &Files, dtype: Dtype, device: &Device) -> Result<Self, LoadError> {
-        if !device.is_cpu() {
+        if is_gpu(device) {
             return Self::by_candle(files, type_of(dtype)?, device);
         }
         let cpu = Cpu::new(files, dtype)?;

@@ -32,7 +32,7 @@ struct Reader {
 }
 
 impl Reader {
-    fn read(mut self) -> Result<Source, LoadError> {
+    fn read(self) -> Result<Source, LoadError> {
         let shape = self.shape()?;
         let learned = self.file.has_tensor("position_embd.weight");
         let rotations = match learned {
@@ -91,7 +91,7 @@ impl Reader {
     }
 
     /// Of the layers that see a window only.
-    fn local_rotation(&mut self, size: usize) -> Result<Rotation, LoadError> {
+    fn local_rotation(&self, size: usize) -> Result<Rotation, LoadError> {
         if self.architecture != "gemma3" {
             return self.rotation(size);
         }
@@ -100,7 +100,7 @@ impl Reader {
     }
 
     /// Positions may be stretched as the keys say, or as Llama 3.1 does, by a divisor of each frequency.
-    fn rotation(&mut self, size: usize) -> Result<Rotation, LoadError> {
+    fn rotation(&self, size: usize) -> Result<Rotation, LoadError> {
         let number = |part: &str| self.file.float(&self.key(part)).map(f64::from);
         let scaling = match self.file.string(&self.key("rope.scaling.type")) {
             Err(_) | Ok("none") => Scaling::None,
@@ -128,7 +128,7 @@ impl Reader {
     }
 
     fn layer(
-        &mut self,
+        &self,
         shape: &Shape,
         index: usize,
         rotations: Option<&[Rotation; 2]>,
@@ -161,7 +161,7 @@ impl Reader {
         })
     }
 
-    fn perceptron(&mut self, index: usize) -> Result<Perceptron<Affine>, LoadError> {
+    fn perceptron(&self, index: usize) -> Result<Perceptron<Affine>, LoadError> {
         let name = |part: &str| format!("blk.{index}.ffn_{part}");
         let gated = match &*self.architecture {
             "gemma2" | "gemma3" => Function::Gated(Activation::GeluTanh),
@@ -181,7 +181,7 @@ impl Reader {
         }))
     }
 
-    fn experts(&mut self, name: impl Fn(&str) -> String, function: Function) -> Result<Experts<Affine>, LoadError> {
+    fn experts(&self, name: impl Fn(&str) -> String, function: Function) -> Result<Experts<Affine>, LoadError> {
         let router = self.linear(&name("gate_inp"))?;
         let (gates, ups, downs) =
             (self.each(&name("gate_exps"))?, self.each(&name("up_exps"))?, self.each(&name("down_exps"))?);
@@ -199,7 +199,7 @@ impl Reader {
     }
 
     /// A layer for each expert.
-    fn each(&mut self, name: &str) -> Result<Vec<Affine>, LoadError> {
+    fn each(&self, name: &str) -> Result<Vec<Affine>, LoadError> {
         let (weights, inputs) = self.file.matrices(&format!("{name}.weight"))?;
         let bias = format!("{name}.bias");
         let mut biases = match self.file.has_tensor(&bias) {
@@ -213,7 +213,7 @@ impl Reader {
         Ok(weights.into_iter().zip(biases).map(one).collect())
     }
 
-    fn projection(&mut self, shape: &Shape, index: usize) -> Result<Affine, LoadError> {
+    fn projection(&self, shape: &Shape, index: usize) -> Result<Affine, LoadError> {
         let name = |part: &str| format!("blk.{index}.attn_{part}");
         if self.file.has_tensor(&name("qkv.weight")) {
             return self.linear(&name("qkv"));
@@ -229,12 +229,12 @@ impl Reader {
         Ok(join(parts))
     }
 
-    fn linear(&mut self, name: &str) -> Result<Affine, LoadError> {
+    fn linear(&self, name: &str) -> Result<Affine, LoadError> {
         let (weight, inputs) = self.file.matrix(&format!("{name}.weight"))?;
         Ok(Affine { weight, bias: self.bias(name)?, inputs })
     }
 
-    fn norm(&mut self, name: &str) -> Result<NormWeights, LoadError> {
+    fn norm(&self, name: &str) -> Result<NormWeights, LoadError> {
         let weight = self.file.values(&format!("{name}.weight"))?;
         match self.file.float(&self.key("attention.layer_norm_rms_epsilon")) {
             Ok(epsilon) => Ok(NormWeights::Rms { weight, epsilon }),
@@ -245,7 +245,7 @@ impl Reader {
         }
     }
 
-    fn bias(&mut self, name: &str) -> Result<Option<Vec<f32>>, LoadError> {
+    fn bias(&self, name: &str) -> Result<Option<Vec<f32>>, LoadError> {
         let name = format!("{name}.bias");
         if self.file.has_tensor(&name) { self.file.values(&name).map(Some) } else { Ok(None) }
     }
