@@ -153,24 +153,39 @@ fn sum(weights: &[f32]) -> f64 {
 /// The tokens that are drawn from, where they are not all, each with its weight.
 fn candidates(weights: &[f32], params: &SamplingParams) -> Vec<(u32, f32)> {
     let top_p = f64::from(params.top_p);
-    // All tokens that weigh less have too little weight together to be in the nucleus: they need not be ranked.
-    let mut whole = sum(weights);
-    let least = if params.top_k.is_none() { (1.0 - top_p) * whole / weights.len() as f64 } else { 0.0 };
-    let is_some = |weight: f32| weight > 0.0 && f64::from(weight) >= least;
-    let mut candidates: Vec<(u32, f32)> =
-        (0..).zip(weights.iter().copied()).filter(|(_, weight)| is_some(*weight)).collect();
-    if let Some(count) = params.top_k {
-        if (1..candidates.len()).contains(&count) {
-            candidates.select_nth_unstable_by(count - 1, ranked);
-            candidates.truncate(count);
-            candidates.sort_unstable_by(ranked);
-        }
-        whole = candidates.iter().map(|(_, weight)| f64::from(*weight)).sum();
+    let Some(count) = params.top_k else {
+        let whole = sum(weights);
+        // All tokens that weigh less have too little weight together to be in the nucleus: they need not be ranked.
+        let mut candidates = those_of(weights, (1.0 - top_p) * whole / weights.len() as f64);
+        keep_nucleus(&mut candidates, top_p * whole);
+        return candidates;
+    };
+    let mut candidates = those_of(weights, reached_by(count, weights));
+    if (1..candidates.len()).contains(&count) {
+        candidates.select_nth_unstable_by(count - 1, ranked);
+        candidates.truncate(count);
     }
+    candidates.sort_unstable_by(ranked);
     if top_p < 1.0 {
+        let whole: f64 = candidates.iter().map(|(_, weight)| f64::from(*weight)).sum();
         keep_nucleus(&mut candidates, top_p * whole);
     }
     candidates
+}
+
+/// Those that weigh so much at least.
+fn those_of(weights: &[f32], least: f64) -> Vec<(u32, f32)> {
+    let weighs_enough = |weight: f32| weight > 0.0 && f64::from(weight) >= least;
+    (0..).zip(weights.iter().copied()).filter(|(_, weight)| weighs_enough(*weight)).collect()
+}
+
+/// What that many weights reach, and perhaps more: as many chunks have one that does.
+fn reached_by(count: usize, weights: &[f32]) -> f64 {
+    let mut greatest: Vec<f32> = weights.chunks(CHUNK).map(most).collect();
+    match (1..=greatest.len()).contains(&count) {
+        true => f64::from(*greatest.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a)).1),
+        false => 0.0,
+    }
 }
 
 /// The smallest head of the ranking that weighs so much.
@@ -271,11 +286,32 @@ mod tests {
             let params = params(0.8, top_p, seed);
             let token = sample(&logits, &params, &[], position, None);
             prop_assert_eq!(token, sample(&logits, &params, &[], position, None));
-            let all = candidates(&logits, &SamplingParams { top_p: 1.0, ..params });
-            let sum: f32 = all.iter().map(|(_, weight)| weight).sum();
-            let own = all[token as usize].1;
-            let above: f32 = all.iter().filter(|(_, weight)| *weight > own).map(|(_, weight)| weight).sum();
-            prop_assert!(above / sum < top_p + 1e-4);
+            let all = weights(&logits, &params);
+            let own = all[token as usize];
+            let above: f32 = all.iter().filter(|weight| **weight > own).sum();
+            prop_assert!(above / all.iter().sum::<f32>() < top_p + 1e-4);
+        }
+
+        #[test]
+        fn a_part_of_many_weights_ends_in_the_one_that_it_reaches(
+            weights in prop::collection::vec(prop_oneof![Just(0.0_f32), 0.0_f32..1.0], 1..3 * CHUNK), part in 0.0_f64..1.0
+        ) {
+            let at = draw(&weights, part);
+            let exact: Vec<f64> = weights.iter().copied().map(f64::from).collect();
+            let (whole, before) = (exact.iter().sum::<f64>(), exact[..at].iter().sum::<f64>());
+            prop_assert!(whole == 0.0 || weights[at] > 0.0);
+            prop_assert!(before <= part * whole + 1e-9 && part * whole <= before + exact[at] + 1e-9);
+        }
+
+        #[test]
+        fn the_most_probable_ones_are_drawn_from(
+            logits in prop::collection::vec(-3i8..3, 1..3 * CHUNK), count in 1_usize..40, seed: u64, position in 0_usize..100
+        ) {
+            let logits: Vec<f32> = logits.into_iter().map(f32::from).collect();
+            let params = SamplingParams { top_k: Some(count), ..params(1.0, 1.0, seed) };
+            let mut ranking: Vec<u32> = (0..logits.len() as u32).collect();
+            ranking.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]));
+            prop_assert!(ranking[..count.min(logits.len())].contains(&sample(&logits, &params, &[], position, None)));
         }
 
         #[test]
