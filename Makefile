@@ -45,9 +45,10 @@ check-deploy: ## check the Helm chart, the Dockerfiles and the Compose file, wit
 test-arm64: ## run the kernels' tests as arm64 runs them, in QEMU; installs Debian's package where it is missing
 	tests/arm64.sh
 
-# What is tested computes by them alone, so it is compiled once more.
+# What is tested computes by them alone, so it is compiled once more; then the programs are put back.
 test-emulated: ## run decoders by their kernels for GPUs, emulated on the processor; part of `make test`
-	$(CARGO) test --release --workspace --features workers/emulated --test experts --test decoders --test speech
+	$(CARGO) test --release --workspace --features workers/emulated --test experts --test decoders --test speech; \
+	status=$$?; $(CARGO) build --release --workspace && exit $$status
 
 # Into a folder of its own, since all crates that know of the feature are compiled anew. CUDA_COMPUTE_CAP=90 is for H100.
 check-cuda: export CUDA_HOME := $(abspath $(BIN))/../tools/cuda

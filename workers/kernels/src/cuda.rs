@@ -44,6 +44,9 @@ fn number(activation: Activation) -> i32 {
     }
 }
 
+/// Of a pointer.
+const NULL: u64 = 0;
+
 fn unsupported(dtype: DType) -> Error {
     Error::Msg(format!("no kernel computes in {dtype:?}"))
 }

@@ -1,5 +1,7 @@
 //! Mixtures of experts by the kernels for GPUs, emulated on the processor, beside what candle makes of them.
 
+#![cfg(feature = "emulated")]
+
 use candle_core::{DType, Device, Tensor};
 use kernels::cuda::experts::{Choice, Stack};
 

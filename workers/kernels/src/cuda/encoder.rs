@@ -6,13 +6,11 @@ use candle_core::cuda_backend::{CudaDType, WrapErr};
 use candle_core::{CudaStorage, DType, Error, Layout, Result, Shape, Storage, StorageRef, Tensor};
 use half::{bf16, f16};
 
-use super::{Norm, THREADS, number, unsupported};
+use super::{NULL, Norm, THREADS, number, unsupported};
 use crate::Activation;
 
 const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/encoder.ptx"));
 const MODULE: &str = "inferq_encoder";
-/// Of a pointer.
-const NULL: u64 = 0;
 /// Rows of a block of sums: one for each warp.
 const SUM_ROWS: usize = 4;
 /// Values of the largest head that there is room for.

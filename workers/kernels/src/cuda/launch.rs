@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::device::{address, launch};
-use super::{Norm, unsupported};
+use super::{NULL, Norm, unsupported};
 
 /// Compiled kernels.
 #[derive(Debug)]
@@ -26,9 +26,6 @@ pub enum Argument {
     Count(i32),
     Real(f32),
 }
-
-/// Of a pointer.
-const NULL: u64 = 0;
 
 impl<'a> Kernel<'a> {
     /// That kernel, for the type of that tensor.

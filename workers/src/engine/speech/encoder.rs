@@ -9,8 +9,7 @@ use schemas::registry::Dtype;
 use self::cpu::Cpu;
 use self::gpu::Gpu;
 use super::files::Files;
-use crate::engine::decoder::executor::Rows;
-use crate::engine::decoder::executor::is_gpu;
+use crate::engine::decoder::executor::{Rows, is_gpu};
 use crate::engine::encoder::gpu::type_of;
 use crate::engine::{LoadError, StepError};
 
