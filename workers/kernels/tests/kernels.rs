@@ -77,12 +77,14 @@ proptest! {
         let weight = reference::four_bits(&mut random, outputs, inputs, floats);
         let linear = Int4Linear::exact(&weight, Some(&bias), inputs).expect("they are of four bits");
         let expected = reference::int4(&input, &weight, &bias, inputs, function);
+        // Of the largest input, through the largest weight.
+        let step = 2.0 / 127.0 * weight.iter().fold(0.0_f32, |most, weight| most.max(weight.abs()));
         for level in Level::available() {
             let mut output = vec![f32::NAN; rows * outputs];
             let mut scratch = QuantizedRows::default();
             linear.forward(level, &input, &mut output, function, &mut scratch);
-            // A value in the middle of two steps may go to either.
-            prop_assert!(close(&output, &expected, 0.01), "{}", level.name());
+            // A value in the middle of two steps may go to either, and of so many in a row two may.
+            prop_assert!(close(&output, &expected, 0.01 + 2.0 * step), "{}", level.name());
             let (row, mut alone) = (rows / 2, vec![f32::NAN; outputs]);
             linear.forward(level, &input[row * inputs..(row + 1) * inputs], &mut alone, function, &mut scratch);
             prop_assert_eq!(&alone, &output[row * outputs..(row + 1) * outputs], "{}", level.name());
