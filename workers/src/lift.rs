@@ -8,6 +8,7 @@
 //! worker that dies in between leaves a job that is run twice and answered once.
 
 use std::collections::{HashMap, HashSet};
+use std::future::ready;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -134,7 +135,9 @@ impl Tenants {
         // Without a consumer, which the bucket's own list of keys would make.
         let Ok(subjects) = self.noted.stream.info_with_subjects(format!("{prefix}*")).await else { return Vec::new() };
         let tenant = |subject: String| subject.strip_prefix(&prefix).map(str::to_owned);
-        let tenants = subjects.filter_map(|found| async { found.ok().and_then(|(subject, _)| tenant(subject)) });
+        // After an error the list may not be asked for more.
+        let listed = subjects.take_while(|found| ready(found.is_ok()));
+        let tenants = listed.filter_map(|found| ready(found.ok().and_then(|(subject, _)| tenant(subject))));
         tenants.take(TENANTS_MAX).collect().await
     }
 }
