@@ -1,4 +1,4 @@
-//! A file that is mapped into memory, so that what is read of it is copied nowhere before it is turned into weights.
+//! A file that is mapped into memory, so that what is read of it need not be copied before it is turned into weights.
 
 use std::fs::File;
 use std::io;
