@@ -83,7 +83,7 @@ fn last_logits(decoder: &mut Decoder, case: &Value) -> (Vec<u32>, Vec<f32>, Vec<
 
 /// What is rounded moves all logits a little: it is the squares of their distances that stay small.
 #[test]
-#[cfg(not(any(feature = "cuda", feature = "emulated")))]
+#[cfg(not(feature = "gpu"))]
 fn fewer_bits_are_near_to_what_they_stand_for() {
     for folder in families() {
         // Half the steps, as inputs have them on processors without VNNI, are four times the squares.
@@ -106,7 +106,7 @@ fn fewer_bits_are_near_to_what_they_stand_for() {
 }
 
 #[test]
-#[cfg(any(feature = "cuda", feature = "emulated"))]
+#[cfg(feature = "gpu")]
 fn half_precision_is_near() {
     for folder in families() {
         let mut decoder = load(&folder, "f16");

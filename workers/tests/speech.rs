@@ -64,7 +64,7 @@ fn case() -> (Mel, Vec<u32>, Vec<Vec<f32>>) {
     (heard(80, golden["seconds"].as_f64().unwrap()), numbers(&golden["tokens"]), numbers(&golden["logits"]))
 }
 
-#[cfg(not(any(feature = "cuda", feature = "emulated")))]
+#[cfg(not(feature = "gpu"))]
 #[test]
 fn half_precision_is_refused() {
     for dtype in ["f16", "bf16"] {

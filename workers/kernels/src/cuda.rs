@@ -11,7 +11,7 @@ pub mod encoder;
 pub mod experts;
 mod launch;
 
-pub use device::fetch;
+pub use device::{Graph, Numbers, fetch, multiply, open};
 
 use candle_core::{DType, Error, Tensor};
 

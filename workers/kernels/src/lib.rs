@@ -14,7 +14,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod buffer;
-#[cfg(any(feature = "cuda", feature = "emulated"))]
+#[cfg(feature = "gpu")]
 pub mod cuda;
 mod dynamic;
 mod int4;

@@ -65,8 +65,6 @@ pub fn load(model: &Model, files: Option<&Path>) -> Result<Loaded, LoadError> {
 
 fn load_unguarded(model: &Model, files: Option<&Path>) -> Result<Loaded, LoadError> {
     let limits = &model.limits;
-    // The first GPU, where the program was built for GPUs. It does without none: a processor would be too slow by far.
-    let device = || Device::cuda_if_available(0).map_err(LoadError::Device);
     let name = |device: &Device| if device.is_cuda() { "cuda" } else { CPU };
     match (model.task, files) {
         (Task::Echo, _) => {
@@ -94,6 +92,14 @@ fn load_unguarded(model: &Model, files: Option<&Path>) -> Result<Loaded, LoadErr
         }
         (_, None) => Err(LoadError::NoFiles),
     }
+}
+
+/// The first GPU, where the program was built for GPUs. It does without none: a processor would be too slow by far.
+pub fn device() -> Result<Device, LoadError> {
+    #[cfg(feature = "cuda")]
+    return kernels::cuda::open(0).map_err(LoadError::Device);
+    #[cfg(not(feature = "cuda"))]
+    Ok(Device::Cpu)
 }
 
 /// Of all files, one after the other.

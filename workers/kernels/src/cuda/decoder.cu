@@ -355,6 +355,16 @@ __device__ void activate(const T *rows, const T *bias, T *output, int width, int
     store(output + column, value);
 }
 
+// Scores of rows for each token, in f32. Where there is a cap none exceeds it, by tanh.
+template <typename T>
+__device__ void score(const T *rows, const T *bias, float *scores, int width, float cap) {
+    const int column = blockIdx.y * blockDim.x + threadIdx.x;
+    if (column >= width) return;
+    const size_t at = (size_t)blockIdx.x * width + column;
+    const float value = to_float(rows[at]) + (bias == nullptr ? 0 : to_float(bias[column]));
+    scores[at] = cap == 0 ? value : tanhf(value / cap) * cap;
+}
+
 #define ATTEND(T, NAME, SIZE, OWN)                                                                                     \
     extern "C" __global__ void __launch_bounds__(THREADS) attend_##NAME##_##SIZE##_##OWN(                              \
         const T *queries, const T *keys, const T *values, const Tile *tiles, const uint32_t *tables,                   \
@@ -391,6 +401,9 @@ __device__ void activate(const T *rows, const T *bias, T *output, int width, int
     extern "C" __global__ void activate_##NAME(const T *rows, const T *bias, T *output, int width, int activation,     \
                                                int gated, float alpha, float limit) {                                  \
         activate<T>(rows, bias, output, width, activation, gated, alpha, limit);                                       \
+    }                                                                                                                  \
+    extern "C" __global__ void score_##NAME(const T *rows, const T *bias, float *scores, int width, float cap) {       \
+        score<T>(rows, bias, scores, width, cap);                                                                      \
     }                                                                                                                  \
     ATTEND(T, NAME, 64, 1)                                                                                             \
     ATTEND(T, NAME, 64, 2)                                                                                             \

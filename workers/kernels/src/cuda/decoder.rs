@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::device::{address, empty};
+use super::device::{Numbers, empty};
 use super::launch::{Kernel, Module};
 use super::{Norm, THREADS, WARPS, number};
 use crate::{BLOCK, Function};
@@ -44,16 +44,30 @@ pub struct Heads {
 }
 
 /// What a step computes, as the kernels are told of it.
-#[derive(Debug)]
-pub struct Plan {
+#[derive(Clone, Copy, Debug)]
+pub struct Plan<'a> {
     /// Tokens, their positions, the slots of their keys, tiles of four numbers, then the sequences' blocks.
-    numbers: Tensor,
+    numbers: &'a Numbers,
+    form: Form,
+}
+
+/// How the work of a step is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Form {
     rows: usize,
     tiles: usize,
     /// Thread blocks that share a tile's keys.
     shares: usize,
     /// Rows of a warp.
     own: usize,
+}
+
+/// What launches of a step depend on: those of steps with equal keys have the same arguments, and what differs is in the
+/// numbers that the kernels read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    numbers: u64,
+    form: Form,
 }
 
 /// Keys and values of a layer.
@@ -101,7 +115,8 @@ impl Heads {
     /// Thread blocks that share the keys of each of so many tiles.
     fn shares(&self, own: usize, tiles: usize, most_blocks: usize) -> usize {
         let blocks = (tiles * self.key_heads * self.parts(own).1).max(1);
-        (BUSY / blocks).clamp(1, most_blocks.div_ceil(SHARE_BLOCKS_MIN))
+        // There are few numbers of them, so that sequences that grow go on with the same launches for a while.
+        (BUSY / blocks).clamp(1, most_blocks.div_ceil(SHARE_BLOCKS_MIN).next_power_of_two())
     }
 
     /// Heads of a group that are in one tile, and tiles for a group.
@@ -112,8 +127,8 @@ impl Heads {
     }
 }
 
-impl Plan {
-    pub fn new(spans: &[Span<'_>], heads: &Heads, device: &Device) -> Result<Self> {
+impl<'a> Plan<'a> {
+    pub fn new(spans: &[Span<'_>], heads: &Heads, numbers: &'a mut Numbers, device: &Device) -> Result<Self> {
         let longest = spans.iter().map(|span| span.tokens.len()).max().unwrap_or(0);
         let own = heads.own(longest);
         let (part, _) = heads.parts(own);
@@ -136,13 +151,15 @@ impl Plan {
         let rows = positions.len();
         let tokens: Vec<u32> = spans.iter().flat_map(|span| span.tokens).copied().collect();
         let shares = heads.shares(own, tiles.len() / 4, most_blocks);
-        Self::told([tokens, positions, slots].concat(), rows, tiles, table, (shares, own), device)
+        let form = Form { rows, tiles: tiles.len() / 4, shares, own };
+        Self::told([tokens, positions, slots].concat(), tiles, table, form, numbers, device)
     }
 
     /// Of rows that see the whole of their memories: of each, so many rows, and the rows and blocks of the memory.
-    pub fn across<'a>(
-        memories: impl Iterator<Item = (usize, usize, &'a [u32])>,
+    pub fn across<'b>(
+        memories: impl Iterator<Item = (usize, usize, &'b [u32])>,
         heads: &Heads,
+        numbers: &'a mut Numbers,
         device: &Device,
     ) -> Result<Self> {
         let own = heads.own(1);
@@ -156,47 +173,54 @@ impl Plan {
             table.extend_from_slice(&blocks[..length.div_ceil(BLOCK)]);
         }
         let shares = heads.shares(own, rows, most_blocks);
-        Self::told(vec![0; 3 * rows], rows, tiles, table, (shares, own), device)
+        Self::told(vec![0; 3 * rows], tiles, table, Form { rows, tiles: rows, shares, own }, numbers, device)
     }
 
     /// Of rows that are kept in blocks and attend to nothing.
-    pub fn keeping(rows: usize, blocks: &[u32], device: &Device) -> Result<Self> {
+    pub fn keeping(rows: usize, blocks: &[u32], numbers: &'a mut Numbers, device: &Device) -> Result<Self> {
         let slot = |row: usize| blocks[row / BLOCK] * BLOCK as u32 + (row % BLOCK) as u32;
-        let numbers = (0..2 * rows).map(|_| 0).chain((0..rows).map(slot)).collect();
-        Self::told(numbers, rows, Vec::new(), Vec::new(), (1, 1), device)
+        let told = (0..2 * rows).map(|_| 0).chain((0..rows).map(slot)).collect();
+        Self::told(told, Vec::new(), Vec::new(), Form { rows, tiles: 0, shares: 1, own: 1 }, numbers, device)
     }
 
     fn told(
-        mut numbers: Vec<u32>,
-        rows: usize,
+        mut told: Vec<u32>,
         mut tiles: Vec<u32>,
         mut table: Vec<u32>,
-        (shares, own): (usize, usize),
+        form: Form,
+        numbers: &'a mut Numbers,
         device: &Device,
     ) -> Result<Self> {
-        let count = tiles.len() / 4;
         // Tiles are read in one, so they begin where one may begin.
-        numbers.resize(tiles_at(rows), 0);
-        numbers.append(&mut tiles);
-        numbers.append(&mut table);
-        let length = numbers.len();
-        Ok(Self { numbers: Tensor::from_vec(numbers, length, device)?, rows, tiles: count, shares, own })
+        told.resize(tiles_at(form.rows), 0);
+        told.append(&mut tiles);
+        told.append(&mut table);
+        if numbers.room() < told.len() {
+            *numbers = Numbers::new(told.len().next_power_of_two(), device)?;
+        }
+        numbers.write(&told)?;
+        Ok(Self { numbers, form })
+    }
+
+    pub fn key(&self) -> Key {
+        Key { numbers: self.numbers.address(), form: self.form }
     }
 
     /// Their vectors, `[rows, width]` in f32.
     pub fn embed(&self, words: &Tensor, positions: Option<&Tensor>, scale: f32) -> Result<Tensor> {
         let width = words.dim(1)?;
-        let output = empty((self.rows, width), DType::F32, words.device())?;
+        let rows = self.form.rows;
+        let output = empty((rows, width), DType::F32, words.device())?;
         let kernel = Kernel::new(&MODULE, "embed", words)?.tensor(words)?.optional(positions)?;
-        let kernel = kernel.address(self.address(0)?).address(self.address(self.rows)?).tensor(&output)?;
+        let kernel = kernel.address(self.address(0)).address(self.address(rows)).tensor(&output)?;
         // SAFETY: the arguments are those of the kernel, and each token has a vector.
-        unsafe { kernel.count(width).real(scale).launch([self.rows, 1, 1], ROW_THREADS)? };
+        unsafe { kernel.count(width).real(scale).launch([rows, 1, 1], ROW_THREADS)? };
         Ok(output)
     }
 
     /// Of one of its numbers.
-    fn address(&self, at: usize) -> Result<u64> {
-        Ok(address(&self.numbers)? + (at * size_of::<u32>()) as u64)
+    fn address(&self, at: usize) -> u64 {
+        self.numbers.address() + (at * size_of::<u32>()) as u64
     }
 }
 
@@ -210,19 +234,19 @@ impl Pages {
     /// `[rows, heads · size]`.
     pub fn attend(
         &self,
-        plan: &Plan,
+        plan: &Plan<'_>,
         rows: &Tensor,
         heads: &Heads,
         turn: Turn<'_>,
         sight: Sight<'_>,
     ) -> Result<Tensor> {
-        let queries = empty((plan.rows, heads.heads * heads.size), rows.dtype(), rows.device())?;
+        let queries = empty((plan.form.rows, heads.heads * heads.size), rows.dtype(), rows.device())?;
         self.place(plan, rows, heads, turn, Some(&queries))?;
         self.see(plan, &queries, heads, sight)
     }
 
     /// Keeps keys and values of rows that ask nothing, `[rows, 2 · key heads · size]`.
-    pub fn keep(&self, plan: &Plan, rows: &Tensor, heads: &Heads, bias: Option<&Tensor>) -> Result<()> {
+    pub fn keep(&self, plan: &Plan<'_>, rows: &Tensor, heads: &Heads, bias: Option<&Tensor>) -> Result<()> {
         let heads = Heads { heads: 0, ..*heads };
         self.place(plan, rows, &heads, Turn { bias, norms: None, angles: None }, None)
     }
@@ -234,28 +258,29 @@ impl Pages {
     }
 
     /// What queries see, `[rows, heads · size]` both.
-    pub fn see(&self, plan: &Plan, queries: &Tensor, heads: &Heads, sight: Sight<'_>) -> Result<Tensor> {
-        let (count, rows, device) = (plan.rows * heads.heads, queries, queries.device());
-        let output = empty((plan.rows, heads.heads * heads.size), rows.dtype(), device)?;
-        let several = plan.shares > 1;
-        let share = |values| several.then(|| empty((plan.shares, count, values), DType::F32, device)).transpose();
+    pub fn see(&self, plan: &Plan<'_>, queries: &Tensor, heads: &Heads, sight: Sight<'_>) -> Result<Tensor> {
+        let form = plan.form;
+        let (count, rows, device) = (form.rows * heads.heads, queries, queries.device());
+        let output = empty((form.rows, heads.heads * heads.size), rows.dtype(), device)?;
+        let several = form.shares > 1;
+        let share = |values| several.then(|| empty((form.shares, count, values), DType::F32, device)).transpose();
         let (partial, shares) = (share(heads.size)?, share(2)?);
-        let tiles = tiles_at(plan.rows);
-        let name = format!("_{}_{}", heads.padded(), plan.own);
+        let tiles = tiles_at(form.rows);
+        let name = format!("_{}_{}", heads.padded(), form.own);
         let kernel = Kernel::with_suffix(&MODULE, "attend", rows, &name)?;
         let kernel = kernel.tensor(queries)?.tensor(&self.keys)?.tensor(&self.values)?;
-        let kernel = kernel.address(plan.address(tiles)?).address(plan.address(tiles + 4 * plan.tiles)?);
+        let kernel = kernel.address(plan.address(tiles)).address(plan.address(tiles + 4 * form.tiles));
         let kernel =
             kernel.optional(sight.sinks)?.tensor(&output)?.optional(partial.as_ref())?.optional(shares.as_ref())?;
-        let kernel = kernel.count(plan.rows).count(heads.heads).count(heads.key_heads).count(heads.size);
+        let kernel = kernel.count(form.rows).count(heads.heads).count(heads.key_heads).count(heads.size);
         let kernel = kernel.count(sight.window.unwrap_or(0)).real(heads.scale).real(heads.cap.unwrap_or(0.0));
-        let blocks = [plan.tiles, heads.key_heads * heads.parts(plan.own).1, plan.shares];
+        let blocks = [form.tiles, heads.key_heads * heads.parts(form.own).1, form.shares];
         // SAFETY: the arguments are those of the kernel, and all blocks of the table are there.
         unsafe { kernel.launch(blocks, THREADS)? };
         if let (Some(partial), Some(shares)) = (&partial, &shares) {
             let kernel =
                 Kernel::new(&MODULE, "gather", rows)?.tensor(partial)?.tensor(shares)?.optional(sight.sinks)?;
-            let kernel = kernel.tensor(&output)?.count(plan.shares).count(heads.heads).count(heads.size);
+            let kernel = kernel.tensor(&output)?.count(form.shares).count(heads.heads).count(heads.size);
             // SAFETY: the arguments are those of the kernel, and all shares have been written.
             unsafe { kernel.launch([count, 1, 1], THREADS)? };
         }
@@ -263,16 +288,24 @@ impl Pages {
     }
 
     /// Keeps keys and values, and writes the queries, where there are any.
-    fn place(&self, plan: &Plan, rows: &Tensor, heads: &Heads, turn: Turn<'_>, queries: Option<&Tensor>) -> Result<()> {
+    fn place(
+        &self,
+        plan: &Plan<'_>,
+        rows: &Tensor,
+        heads: &Heads,
+        turn: Turn<'_>,
+        queries: Option<&Tensor>,
+    ) -> Result<()> {
+        let count = plan.form.rows;
         let norms = turn.norms.map_or([None, None], |[query, key]| [Some(query), Some(key)]);
         let kernel = Kernel::new(&MODULE, "place", rows)?.tensor(rows)?.optional(turn.bias)?;
         let kernel = kernel.norm(norms[0])?.norm(norms[1])?;
         let kernel =
             kernel.optional(turn.angles.map(|angles| &angles[0]))?.optional(turn.angles.map(|angles| &angles[1]))?;
-        let kernel = kernel.address(plan.address(plan.rows)?).address(plan.address(2 * plan.rows)?);
+        let kernel = kernel.address(plan.address(count)).address(plan.address(2 * count));
         let kernel = kernel.optional(queries)?.tensor(&self.keys)?.tensor(&self.values)?;
         let kernel = kernel.count(heads.heads).count(heads.key_heads).count(heads.size);
-        let blocks = [plan.rows, (heads.heads + 2 * heads.key_heads).div_ceil(WARPS), 1];
+        let blocks = [count, (heads.heads + 2 * heads.key_heads).div_ceil(WARPS), 1];
         // SAFETY: the arguments are those of the kernel. Each slot is written to once, and what reads it is launched after
         // that, on the same stream.
         unsafe { kernel.launch(blocks, THREADS) }
@@ -314,6 +347,19 @@ pub fn activate(function: Function, rows: &Tensor, bias: Option<&Tensor>) -> Res
     // SAFETY: the arguments are those of the kernel.
     unsafe { kernel.launch([count, output_width.div_ceil(THREADS as usize), 1], THREADS)? };
     Ok(output)
+}
+
+/// Writes the scores of rows to the first of `scores`, which are in f32: the bias is added, and by tanh none exceeds `cap`.
+pub fn score(rows: &Tensor, bias: Option<&Tensor>, cap: Option<f32>, scores: &Tensor) -> Result<()> {
+    let (count, width) = rows.dims2()?;
+    let (room, wide) = scores.dims2()?;
+    if count > room || width != wide {
+        candle_core::bail!("scores of {count} rows of {width} do not fit in {room} of {wide}");
+    }
+    let kernel = Kernel::new(&MODULE, "score", rows)?.tensor(rows)?.optional(bias)?.tensor(scores)?;
+    let kernel = kernel.count(width).real(cap.unwrap_or(0.0));
+    // SAFETY: the arguments are those of the kernel, and there is room for what it writes.
+    unsafe { kernel.launch([count, width.div_ceil(THREADS as usize), 1], THREADS) }
 }
 
 /// Where tiles begin among a step's numbers: they are read in one.

@@ -1,14 +1,97 @@
 //! The GPU itself, by candle's driver.
 
 use candle_core::backend::{BackendDevice, BackendStorage};
-use candle_core::cuda_backend::cudarc::driver::{DevicePtr, LaunchConfig, PushKernelArg};
+use candle_core::cuda_backend::cudarc::driver::sys::{
+    CUgraphInstantiate_flags, CUmemPool_attribute, CUstreamCaptureMode,
+};
+use candle_core::cuda_backend::cudarc::driver::{CudaGraph, CudaSlice, DevicePtr, LaunchConfig, PushKernelArg, result};
 use candle_core::cuda_backend::{CudaDType, WrapErr};
 use candle_core::op::BackpropOp;
-use candle_core::{CudaStorage, DType, Device, Result, Shape, Storage, Tensor};
+use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, Shape, Storage, Tensor};
 use half::{bf16, f16};
 
 use super::launch::{Argument, Module};
 use super::unsupported;
+
+/// The GPU of that number, with one stream that all threads share.
+pub fn open(ordinal: usize) -> Result<Device> {
+    let device = CudaDevice::new_with_stream(ordinal)?;
+    // SAFETY: what is in the memory of this device is only used on its one stream. Without events there is one call less
+    // to the driver for each read and write, and launches can be recorded.
+    unsafe { device.disable_event_tracking() };
+    let stream = device.cuda_stream();
+    // SAFETY: the device is that of the stream, and the attribute is a number of 64 bits.
+    unsafe {
+        // A GPU without a pool has nothing to keep.
+        if let Ok(pool) = result::device::get_default_mem_pool(stream.context().cu_device()) {
+            // Memory that was given back stays with the program, which would else ask for it anew at each step.
+            let mut kept = u64::MAX;
+            let threshold = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+            result::mem_pool::set_attribute(pool, threshold, (&raw mut kept).cast()).w()?;
+        }
+    }
+    Ok(Device::Cuda(device))
+}
+
+/// Numbers for the GPU, in memory that is used again.
+#[derive(Debug)]
+pub struct Numbers(CudaSlice<u32>);
+
+impl Numbers {
+    /// Room for so many.
+    pub fn new(count: usize, device: &Device) -> Result<Self> {
+        device.as_cuda_device()?.alloc_zeros(count).map(Self)
+    }
+
+    pub fn room(&self) -> usize {
+        self.0.len()
+    }
+
+    /// What was launched before reads the numbers before.
+    pub fn write(&mut self, numbers: &[u32]) -> Result<()> {
+        let stream = self.0.stream().clone();
+        stream.memcpy_htod(numbers, &mut self.0.slice_mut(..numbers.len())).w()
+    }
+
+    pub fn address(&self) -> u64 {
+        self.0.device_ptr(self.0.stream()).0
+    }
+}
+
+/// Launches that the GPU does one after the other by one call.
+pub struct Graph(CudaGraph);
+
+// SAFETY: a graph may be used by any thread; by one at a time, since there is one of it.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    /// Records what is launched instead of doing it. All that it reads and writes must be there when it is done.
+    pub fn record(device: &Device, launches: impl FnOnce() -> Result<()>) -> Result<Self> {
+        let stream = device.as_cuda_device()?.cuda_stream();
+        stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).w()?;
+        let launched = launches();
+        // In any case: until then the stream does nothing.
+        let recorded = stream.end_capture(CUgraphInstantiate_flags(0)).w();
+        let recorded = launched.and(recorded);
+        if recorded.is_err() {
+            // Memory of what could not be recorded was not given back, which would be told to who comes next.
+            stream.context().check_err().ok();
+        }
+        match recorded? {
+            Some(graph) => Ok(Self(graph)),
+            None => candle_core::bail!("nothing was launched"),
+        }
+    }
+
+    pub fn launch(&self) -> Result<()> {
+        self.0.launch().w()
+    }
+}
+
+/// The product of rows and a matrix.
+pub fn multiply(rows: &Tensor, matrix: &Tensor) -> Result<Tensor> {
+    rows.matmul(matrix)
+}
 
 /// # Safety
 ///
@@ -36,7 +119,7 @@ pub unsafe fn launch(
     Ok(())
 }
 
-/// Of a tensor's first value. All that uses it runs on the one stream there is, and so before the memory is given back.
+/// Of a tensor's first value. All that uses it runs on the device's one stream, and so before the memory is given back.
 pub fn address(tensor: &Tensor) -> Result<u64> {
     let (storage, layout) = tensor.storage_and_layout();
     let Storage::Cuda(storage) = &*storage else { candle_core::bail!("a tensor is not on the GPU") };

@@ -10,7 +10,7 @@ use schemas::registry::Dtype;
 
 use super::blueprint::{Shape, Source};
 use super::cpu::Cpu;
-#[cfg(any(feature = "cuda", feature = "emulated"))]
+#[cfg(feature = "gpu")]
 use super::gpu::Gpu;
 use crate::engine::encoder::gpu::type_of;
 use crate::engine::{LoadError, StepError};
@@ -77,7 +77,7 @@ fn failed(error: candle_core::Error) -> StepError {
 /// What runs a model.
 pub enum Executor {
     Cpu(Box<Cpu>),
-    #[cfg(any(feature = "cuda", feature = "emulated"))]
+    #[cfg(feature = "gpu")]
     Gpu(Box<Gpu>),
 }
 
@@ -85,7 +85,7 @@ impl Executor {
     /// With room for that many blocks of keys and values.
     pub fn new(source: Source, dtype: Dtype, blocks: usize, device: &Device) -> Result<Self, LoadError> {
         match device {
-            #[cfg(any(feature = "cuda", feature = "emulated"))]
+            #[cfg(feature = "gpu")]
             device if is_gpu(device) => {
                 let gpu = Gpu::new(source, type_of(dtype)?, blocks, device)?;
                 tracing::info!(blocks, "decoder is ready");
@@ -103,7 +103,7 @@ impl Executor {
     pub fn forward(&mut self, inputs: &[Input<'_>]) -> Result<ChunksExact<'_, f32>, StepError> {
         match self {
             Self::Cpu(cpu) => Ok(cpu.forward(inputs)),
-            #[cfg(any(feature = "cuda", feature = "emulated"))]
+            #[cfg(feature = "gpu")]
             Self::Gpu(gpu) => gpu.forward(inputs).map_err(failed),
         }
     }
@@ -112,9 +112,9 @@ impl Executor {
     pub fn remember(&mut self, rows: &Rows, blocks: &[u32]) -> Result<(), StepError> {
         match (self, rows) {
             (Self::Cpu(cpu), rows) => cpu.remember(&rows.values()?, blocks),
-            #[cfg(any(feature = "cuda", feature = "emulated"))]
+            #[cfg(feature = "gpu")]
             (Self::Gpu(gpu), Rows::Device(rows)) => gpu.remember(rows, blocks).map_err(failed)?,
-            #[cfg(any(feature = "cuda", feature = "emulated"))]
+            #[cfg(feature = "gpu")]
             (Self::Gpu(_), Rows::Host(_)) => return Err(StepError("rows are not on the GPU".to_owned())),
         }
         Ok(())
@@ -130,7 +130,7 @@ impl Executor {
         let watched = Watched::of(heads, rows);
         match self {
             Self::Cpu(cpu) => Ok(cpu.watch(input, watched).weights),
-            #[cfg(any(feature = "cuda", feature = "emulated"))]
+            #[cfg(feature = "gpu")]
             Self::Gpu(gpu) => Ok(gpu.watch(input, watched).map_err(failed)?.weights),
         }
     }

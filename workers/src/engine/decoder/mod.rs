@@ -11,7 +11,7 @@ pub(super) mod cpu;
 pub(super) mod executor;
 mod family;
 mod files;
-#[cfg(any(feature = "cuda", feature = "emulated"))]
+#[cfg(feature = "gpu")]
 mod gpu;
 mod lookup;
 mod rotation;
@@ -80,7 +80,7 @@ impl Decoder {
     /// Loads it for the first GPU.
     #[cfg(feature = "cuda")]
     pub fn load_on_gpu(path: &Path, model: &Model) -> Result<(Arc<Text>, Self), LoadError> {
-        Self::load(path, model, &Device::new_cuda(0).map_err(LoadError::Device)?)
+        Self::load(path, model, &crate::engine::load::device()?)
     }
 
     /// The logarithms of the probabilities that the model gives to each token but the first, after those before it.

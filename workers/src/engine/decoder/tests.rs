@@ -63,6 +63,12 @@ fn source() -> Source {
     }
 }
 
+/// What is computed in here.
+#[cfg(not(feature = "gpu"))]
+const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::Int8, Dtype::Int4];
+#[cfg(feature = "gpu")]
+const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::F16];
+
 fn decoder_of(dtype: Dtype, blocks: usize, batch: usize) -> Decoder {
     let executor = Executor::new(source(), dtype, blocks, &Device::Cpu).unwrap();
     Decoder::new(executor, Blocks::new(blocks), Arc::new(text()), Vec::new(), batch)
@@ -98,6 +104,7 @@ fn run(decoder: &mut Decoder, sequences: &[Sequence]) -> Vec<Output> {
 }
 
 #[test]
+#[cfg(not(feature = "gpu"))]
 fn half_precision_is_refused_on_a_processor() {
     for dtype in [Dtype::F16, Dtype::Bf16] {
         assert!(matches!(Executor::new(source(), dtype, 1, &Device::Cpu), Err(LoadError::NeedsGpu(_))));
@@ -144,7 +151,7 @@ fn prompt(length: u32) -> Vec<u32> {
 
 #[test]
 fn a_text_does_not_depend_on_the_batch_nor_on_how_its_prompt_is_chunked() {
-    for dtype in [Dtype::F32, Dtype::Int8, Dtype::Int4] {
+    for dtype in DTYPES {
         does_not_depend_on_the_batch(dtype);
     }
 }
@@ -165,7 +172,7 @@ fn does_not_depend_on_the_batch(dtype: Dtype) {
 
 #[test]
 fn guesses_change_how_long_a_text_takes_and_not_the_text() {
-    for dtype in [Dtype::F32, Dtype::Int8, Dtype::Int4] {
+    for dtype in DTYPES {
         for temperature in [0.0, 0.3] {
             let sequences: Vec<_> = [5, 40, 90].map(|length| guessable(prompt(length), temperature)).into();
             for together in [1, 3] {

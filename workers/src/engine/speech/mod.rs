@@ -121,7 +121,7 @@ impl Speech {
     /// Loads it for the first GPU.
     #[cfg(feature = "cuda")]
     pub fn load_on_gpu(folder: &Path, model: &Model) -> Result<(Arc<Text>, Self), LoadError> {
-        Self::load(folder, model, &Device::new_cuda(0).map_err(LoadError::Device)?)
+        Self::load(folder, model, &crate::engine::load::device()?)
     }
 
     /// The logits after each of some tokens, of a window of audio that begins at a frame.

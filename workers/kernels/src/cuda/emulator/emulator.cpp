@@ -130,6 +130,7 @@ struct Kernel {
     KERNEL(place_##T)                                                                                                  \
     KERNEL(gather_##T)                                                                                                 \
     KERNEL(activate_##T)                                                                                               \
+    KERNEL(score_##T)                                                                                                  \
     KERNEL(attend_##T##_64_1)                                                                                          \
     KERNEL(attend_##T##_64_2)                                                                                          \
     KERNEL(attend_##T##_64_4)                                                                                          \

@@ -5,7 +5,8 @@ use kernels::Function;
 use kernels::cuda::decoder as cuda;
 use kernels::cuda::experts::{Choice, Stack};
 
-use super::{Linear, Load};
+use super::load::Load;
+use super::model::Linear;
 use crate::engine::decoder::blueprint::Experts;
 use crate::engine::layers::Affine;
 
@@ -39,10 +40,15 @@ impl Mixture {
         })
     }
 
+    /// Whether so many rows ask all experts at once.
+    pub fn asks_all(&self, rows: usize) -> bool {
+        rows * self.each <= FEW * self.experts && self.up.is_even() && self.down.is_even()
+    }
+
     pub fn forward(&self, rows: &Tensor) -> Result<Tensor> {
         let scores = self.router.multiply(rows)?;
         let choice = Choice::new(&scores, self.router.bias.as_ref(), self.each, self.normalized)?;
-        if choice.pairs() > FEW * self.experts || !self.up.is_even() || !self.down.is_even() {
+        if !self.asks_all(rows.dim(0)?) {
             return self.ask_each(rows, &choice);
         }
         let inner = cuda::activate(self.function, &self.up.multiply(rows, &choice, self.each)?, None)?;

@@ -10,7 +10,7 @@ static TURN: Mutex<()> = Mutex::new(());
 
 fn turn() -> (MutexGuard<'static, ()>, Device) {
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    (turn, Device::new_cuda(0).unwrap())
+    (turn, kernels::cuda::open(0).unwrap())
 }
 
 const LENGTHS: [usize; 7] = [1, 300, 64, 65, 7, 128, 33];
