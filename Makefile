@@ -47,7 +47,8 @@ test-arm64: ## run the kernels' tests as arm64 runs them, in QEMU; installs Debi
 
 # What is tested computes by them alone, so it is compiled once more; then the programs are put back.
 test-emulated: ## run decoders by their kernels for GPUs, emulated on the processor; part of `make test`
-	$(CARGO) test --release --workspace --features workers/emulated --test experts --test decoders --test speech; \
+	$(CARGO) test --release --workspace --features workers/emulated --test emulated --test decoders --test speech && \
+	$(CARGO) test --release --workspace --features workers/emulated --lib -- engine::decoder; \
 	status=$$?; $(CARGO) build --release --workspace && exit $$status
 
 # Into a folder of its own, since all crates that know of the feature are compiled anew. CUDA_COMPUTE_CAP=90 is for H100.

@@ -186,7 +186,7 @@ fn no_file_or_module_has_a_name_that_says_nothing() {
 fn candle_is_known_to_the_engines_alone() {
     // The benchmark measures candle's own encoder beside ours; kernels for GPUs run between candle's operations.
     let may_know =
-        ["workers/src/engine/", "workers/kernels/src/cuda", "workers/kernels/tests/experts", "tests/bench/encoder"];
+        ["workers/src/engine/", "workers/kernels/src/cuda", "workers/kernels/tests/emulated/", "tests/bench/encoder"];
     let places = in_rust(|file, line| {
         !may_know.iter().any(|place| file.path.starts_with(place))
             && ["candle", "candle_core", "candle_nn"].iter().any(|name| has_word(line.code, name))

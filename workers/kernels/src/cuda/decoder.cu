@@ -5,7 +5,7 @@
 // the greatest score so far (Dao, 2023); where there are few queries, several thread blocks share the blocks of a sequence
 // and what they made is put together afterwards (Dao et al., 2023, "Flash-Decoding").
 
-#include "common.cuh"
+#include "tensor.cuh"
 
 // Tokens of a block of keys: one for each lane.
 #define BLOCK 32
@@ -158,11 +158,49 @@ struct Sight {
     float scale;
     // What no score can exceed, by tanh; 0 without.
     float cap;
+
+    __device__ float score(float product, int query, int key) const {
+        if (key > query || (window != 0 && key + window <= query)) return -INFINITY;
+        return cap == 0 ? product : tanhf(product / cap) * cap;
+    }
+};
+
+// What a thread block has of a tile: some heads of a group, which make a row of each token, and some of the blocks of keys.
+struct Part {
+    Tile tile;
+    int key_head, first_head, heads, asking, last, begin, end;
+
+    __device__ Part(const Tile &tile, Heads all, Sight sight, int rows) : tile(tile) {
+        const int group = all.heads / all.key_heads;
+        // As many heads of a group as there are rows for.
+        const int part = min(group, rows), parts = (group + part - 1) / part;
+        key_head = blockIdx.y / parts, first_head = key_head * group + blockIdx.y % parts * part;
+        heads = min(part, (key_head + 1) * group - first_head);
+        asking = tile.count * heads;
+        last = tile.position + tile.count;
+        const int first = sight.window == 0 ? 0 : max(0, (int)tile.position + 1 - sight.window);
+        const int share = (last - first / BLOCK * BLOCK + BLOCK * gridDim.z - 1) / (BLOCK * gridDim.z);
+        begin = first / BLOCK + blockIdx.z * share, end = min((last + BLOCK - 1) / BLOCK, begin + share);
+    }
+
+    __device__ int position(int row) const { return tile.position + row / heads; }
+    __device__ int head(int row) const { return first_head + row % heads; }
+    // Among the heads of all tokens.
+    __device__ size_t place(int row, Heads all) const {
+        return (size_t)(tile.row + row / heads) * all.heads + head(row);
+    }
 };
 
 // What a share of a sequence's blocks came to, for one query and head: the greatest score and the sum of weights.
 struct Share {
     float most, sum;
+
+    // What sums of values are multiplied by in the end.
+    __device__ float factor(const float *sinks, int head) const {
+        const float sink = sinks == nullptr ? -INFINITY : sinks[head], greatest = fmaxf(most, sink);
+        const float factor = __expf(most - greatest);
+        return factor / (sum * factor + __expf(sink - greatest));
+    }
 };
 
 // Of 16 bytes.
@@ -182,22 +220,12 @@ __device__ void attend(const T *queries, const T *keys, const T *values, const T
     __shared__ __align__(16) T kept[BLOCK * STRIDE];
     __shared__ float asked[OWN * WARPS][SIZE];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, size = all.size;
-    const Tile tile = tiles[blockIdx.x];
-    const int group = all.heads / all.key_heads;
-    // As many heads of a group as a tile has room for.
-    const int part = min(group, OWN * WARPS), parts = (group + part - 1) / part;
-    const int key_head = blockIdx.y / parts, first_head = key_head * group + blockIdx.y % parts * part;
-    const int heads = min(part, (key_head + 1) * group - first_head);
-    const int asking = tile.count * heads;
-    const int last = tile.position + tile.count;
-    const int first = sight.window == 0 ? 0 : max(0, (int)tile.position + 1 - sight.window);
-    const int share = (last - first / BLOCK * BLOCK + BLOCK * gridDim.z - 1) / (BLOCK * gridDim.z);
-    const int begin = first / BLOCK + blockIdx.z * share, end = min((last + BLOCK - 1) / BLOCK, begin + share);
+    const Part part(tiles[blockIdx.x], all, sight, OWN * WARPS);
 
-    for (int at = threadIdx.x; at < asking * SIZE; at += THREADS) {
+    for (int at = threadIdx.x; at < part.asking * SIZE; at += THREADS) {
         const int row = at / SIZE, column = at % SIZE;
-        const size_t from = (tile.row + row / heads) * all.heads + first_head + row % heads;
-        asked[row][column] = column < size ? to_float(queries[from * size + column]) * sight.scale : 0;
+        const T *from = queries + part.place(row, all) * size + column;
+        asked[row][column] = column < size ? to_float(*from) * sight.scale : 0;
     }
     float sums[OWN][SUMS], most[OWN], total[OWN];
 #pragma unroll
@@ -209,7 +237,7 @@ __device__ void attend(const T *queries, const T *keys, const T *values, const T
     const int vectors = BLOCK * size / EACH;
     auto fetch = [&](const T *from, int block, uint4 loaded[LOADS]) {
         const uint4 *page = reinterpret_cast<const uint4 *>(
-            from + ((size_t)tables[tile.table + block] * all.key_heads + key_head) * BLOCK * size);
+            from + ((size_t)tables[part.tile.table + block] * all.key_heads + part.key_head) * BLOCK * size);
 #pragma unroll
         for (int at = 0; at < LOADS; at++) {
             const int vector = at * THREADS + threadIdx.x;
@@ -225,8 +253,8 @@ __device__ void attend(const T *queries, const T *keys, const T *values, const T
         }
     };
     uint4 next_keys[LOADS], next_values[LOADS];
-    if (begin < end) fetch(keys, begin, next_keys);
-    for (int block = begin; block < end; block++) {
+    if (part.begin < part.end) fetch(keys, part.begin, next_keys);
+    for (int block = part.begin; block < part.end; block++) {
         __syncthreads();
         keep(next_keys);
         fetch(values, block, next_values);
@@ -235,23 +263,21 @@ __device__ void attend(const T *queries, const T *keys, const T *values, const T
 #pragma unroll
         for (int own = 0; own < OWN; own++) scores[own] = 0;
         for (int column = 0; column < size; column += EACH) {
-            T part[EACH];
-            *reinterpret_cast<uint4 *>(part) = *reinterpret_cast<const uint4 *>(kept + lane * STRIDE + column);
+            T own_key[EACH];
+            *reinterpret_cast<uint4 *>(own_key) = *reinterpret_cast<const uint4 *>(kept + lane * STRIDE + column);
 #pragma unroll
             for (int own = 0; own < OWN; own++) {
                 const float *query = asked[own * WARPS + warp] + column;
 #pragma unroll
-                for (int at = 0; at < EACH; at++) scores[own] += query[at] * to_float(part[at]);
+                for (int at = 0; at < EACH; at++) scores[own] += query[at] * to_float(own_key[at]);
             }
         }
         const int key = block * BLOCK + lane;
 #pragma unroll
         for (int own = 0; own < OWN; own++) {
             const int row = own * WARPS + warp;
-            if (row < asking) {
-                const int query = tile.position + row / heads;
-                float score = sight.cap == 0 ? scores[own] : tanhf(scores[own] / sight.cap) * sight.cap;
-                if (key > query || (sight.window != 0 && key + sight.window <= query)) score = -INFINITY;
+            if (row < part.asking) {
+                const float score = sight.score(scores[own], part.position(row), key);
                 const float greatest = fmaxf(most[own], warp_max(score));
                 // Nothing may have been seen yet.
                 const float factor = greatest == -INFINITY ? 1 : __expf(most[own] - greatest);
@@ -266,10 +292,10 @@ __device__ void attend(const T *queries, const T *keys, const T *values, const T
         }
         __syncthreads();
         keep(next_values);
-        if (block + 1 < end) fetch(keys, block + 1, next_keys);
+        if (block + 1 < part.end) fetch(keys, block + 1, next_keys);
         __syncthreads();
         // What lies behind the last token belongs to nobody.
-        const int filled = min(BLOCK, last - block * BLOCK);
+        const int filled = min(BLOCK, part.last - block * BLOCK);
         for (int token = 0; token < filled; token++) {
             float value[SUMS];
 #pragma unroll
@@ -288,26 +314,143 @@ __device__ void attend(const T *queries, const T *keys, const T *values, const T
 #pragma unroll
     for (int own = 0; own < OWN; own++) {
         const int row = own * WARPS + warp;
-        if (row >= asking) continue;
-        const int head = first_head + row % heads;
-        const size_t to = (size_t)(tile.row + row / heads) * all.heads + head;
-        float whole = 1;
-        if (partial == nullptr) {
-            const float sink = sinks == nullptr ? -INFINITY : sinks[head];
-            const float greatest = fmaxf(most[own], sink);
-            const float factor = __expf(most[own] - greatest);
-            whole = factor / (total[own] * factor + __expf(sink - greatest));
-        } else if (lane == 0) {
-            shares[(size_t)blockIdx.z * rows * all.heads + to] = Share{most[own], total[own]};
-        }
+        if (row >= part.asking) continue;
+        const size_t to = part.place(row, all), share = (size_t)blockIdx.z * rows * all.heads + to;
+        const Share made = {most[own], total[own]};
+        const float factor = partial == nullptr ? made.factor(sinks, part.head(row)) : 1;
+        if (partial != nullptr && lane == 0) shares[share] = made;
 #pragma unroll
         for (int at = 0; at < SUMS; at++) {
             const int column = at * 32 + lane;
             if (column >= size) continue;
             if (partial == nullptr) {
-                store(output + to * size + column, sums[own][at] * whole);
+                store(output + to * size + column, sums[own][at] * factor);
             } else {
-                partial[((size_t)blockIdx.z * rows * all.heads + to) * size + column] = sums[own][at];
+                partial[share * size + column] = sums[own][at];
+            }
+        }
+    }
+}
+
+// As `attend`, on tensor cores: a warp takes 16 rows of the tile, of which a lane holds two, 8 apart.
+template <typename T, int SIZE>
+__device__ void attend_many(const T *queries, const T *keys, const T *values, const Tile *tiles, const uint32_t *tables,
+                            const float *sinks, T *output, float *partial, Share *shares, int rows, Heads all,
+                            Sight sight) {
+    // Rows stand so far apart that those a warp reads at once lie in different banks.
+    constexpr int STRIDE = SIZE + 8, EACH = 8, PARTS = SIZE / EACH;
+    __shared__ __align__(16) T kept_keys[BLOCK * STRIDE];
+    __shared__ __align__(16) T kept_values[BLOCK * STRIDE];
+    const int lane = threadIdx.x % 32, size = all.size;
+    const Part part(tiles[blockIdx.x], all, sight, 16 * WARPS);
+    const int first_row = threadIdx.x / 32 * 16 + lane / 4, first_column = lane % 4 * 2;
+
+    uint32_t asked[SIZE / 16][4];
+#pragma unroll
+    for (int at = 0; at < SIZE / 16; at++) {
+#pragma unroll
+        for (int of_four = 0; of_four < 4; of_four++) {
+            const int row = first_row + of_four % 2 * 8, column = at * 16 + of_four / 2 * 8 + first_column;
+            const bool is_there = row < part.asking && column < size;
+            const T *from = queries + part.place(row, all) * size + column;
+            asked[at][of_four] = is_there ? *reinterpret_cast<const uint32_t *>(from) : 0;
+        }
+    }
+    float sums[PARTS][4] = {}, most[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
+
+    for (int block = part.begin; block < part.end; block++) {
+        __syncthreads();
+        const size_t page = ((size_t)tables[part.tile.table + block] * all.key_heads + part.key_head) * BLOCK * size;
+        for (int at = threadIdx.x; at < BLOCK * PARTS; at += THREADS) {
+            const int token = at / PARTS, column = at % PARTS * EACH;
+            uint4 key = {0, 0, 0, 0}, value = {0, 0, 0, 0};
+            // What lies behind the last token belongs to nobody.
+            if (column < size && block * BLOCK + token < part.last) {
+                key = *reinterpret_cast<const uint4 *>(keys + page + token * size + column);
+                value = *reinterpret_cast<const uint4 *>(values + page + token * size + column);
+            }
+            *reinterpret_cast<uint4 *>(kept_keys + token * STRIDE + column) = key;
+            *reinterpret_cast<uint4 *>(kept_values + token * STRIDE + column) = value;
+        }
+        __syncthreads();
+
+        float scores[BLOCK / 8][4] = {};
+#pragma unroll
+        for (int at = 0; at < SIZE / 16; at++) {
+#pragma unroll
+            for (int eight = 0; eight < BLOCK / 8; eight++) {
+                const T *from = kept_keys + (eight * 8 + lane / 4) * STRIDE + at * 16 + first_column;
+                multiply<T>(scores[eight], asked[at], *reinterpret_cast<const uint32_t *>(from),
+                            *reinterpret_cast<const uint32_t *>(from + 8));
+            }
+        }
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int query = part.position(first_row + half * 8);
+            float greatest = most[half], sum = 0;
+#pragma unroll
+            for (int eight = 0; eight < BLOCK / 8; eight++) {
+#pragma unroll
+                for (int at = half * 2; at < half * 2 + 2; at++) {
+                    const int key = block * BLOCK + eight * 8 + first_column + at % 2;
+                    scores[eight][at] = sight.score(scores[eight][at] * sight.scale, query, key);
+                    greatest = fmaxf(greatest, scores[eight][at]);
+                }
+            }
+            greatest = fmaxf(greatest, __shfl_xor_sync(FULL, greatest, 1));
+            greatest = fmaxf(greatest, __shfl_xor_sync(FULL, greatest, 2));
+            // Nothing may have been seen yet.
+            const float base = greatest == -INFINITY ? 0 : greatest, factor = __expf(most[half] - base);
+            most[half] = greatest;
+#pragma unroll
+            for (int eight = 0; eight < BLOCK / 8; eight++) {
+#pragma unroll
+                for (int at = half * 2; at < half * 2 + 2; at++) {
+                    scores[eight][at] = __expf(scores[eight][at] - base);
+                    sum += scores[eight][at];
+                }
+            }
+            total[half] = total[half] * factor + sum;
+#pragma unroll
+            for (int at = 0; at < PARTS; at++) sums[at][half * 2] *= factor, sums[at][half * 2 + 1] *= factor;
+        }
+#pragma unroll
+        for (int sixteen = 0; sixteen < BLOCK / 16; sixteen++) {
+            const float *left = scores[sixteen * 2], *right = scores[sixteen * 2 + 1];
+            const uint32_t weights[4] = {pair<T>(left[0], left[1]), pair<T>(left[2], left[3]),
+                                         pair<T>(right[0], right[1]), pair<T>(right[2], right[3])};
+#pragma unroll
+            for (int at = 0; at < SIZE / 16; at++) {
+                uint32_t columns[4];
+                load_columns(columns, kept_values + (sixteen * 16 + lane % 16) * STRIDE + at * 16 + lane / 16 * 8);
+                multiply<T>(sums[at * 2], weights, columns[0], columns[1]);
+                multiply<T>(sums[at * 2 + 1], weights, columns[2], columns[3]);
+            }
+        }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const int row = first_row + half * 8;
+        float whole = total[half];
+        whole += __shfl_xor_sync(FULL, whole, 1);
+        whole += __shfl_xor_sync(FULL, whole, 2);
+        if (row >= part.asking) continue;
+        const size_t to = part.place(row, all), share = (size_t)blockIdx.z * rows * all.heads + to;
+        const Share made = {most[half], whole};
+        const float factor = partial == nullptr ? made.factor(sinks, part.head(row)) : 1;
+        if (partial != nullptr && lane % 4 == 0) shares[share] = made;
+#pragma unroll
+        for (int at = 0; at < PARTS; at++) {
+#pragma unroll
+            for (int next = 0; next < 2; next++) {
+                const int column = at * 8 + first_column + next;
+                if (column >= size) continue;
+                const float sum = sums[at][half * 2 + next] * factor;
+                if (partial == nullptr) {
+                    store(output + to * size + column, sum);
+                } else {
+                    partial[share * size + column] = sum;
+                }
             }
         }
     }
@@ -365,13 +508,15 @@ __device__ void score(const T *rows, const T *bias, float *scores, int width, fl
     scores[at] = cap == 0 ? value : tanhf(value / cap) * cap;
 }
 
-#define ATTEND(T, NAME, SIZE, OWN)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(THREADS) attend_##NAME##_##SIZE##_##OWN(                              \
+#define ATTEND(T, NAME, SIZE, OWN) ATTEND_BY((attend<T, SIZE, OWN>), T, attend_##NAME##_##SIZE##_##OWN)
+#define ATTEND_MANY(T, NAME, SIZE) ATTEND_BY((attend_many<T, SIZE>), T, attend_##NAME##_##SIZE##_16)
+#define ATTEND_BY(WAY, T, NAME)                                                                                        \
+    extern "C" __global__ void __launch_bounds__(THREADS) NAME(                                                        \
         const T *queries, const T *keys, const T *values, const Tile *tiles, const uint32_t *tables,                   \
         const float *sinks, T *output, float *partial, Share *shares, int rows, int heads, int key_heads, int size,    \
         int window, float scale, float cap) {                                                                          \
-        attend<T, SIZE, OWN>(queries, keys, values, tiles, tables, sinks, output, partial, shares, rows,               \
-                             Heads{heads, key_heads, size}, Sight{window, scale, cap});                                \
+        WAY(queries, keys, values, tiles, tables, sinks, output, partial, shares, rows,                                \
+            Heads{heads, key_heads, size}, Sight{window, scale, cap});                                                 \
     }
 #define ALL(T, NAME)                                                                                                   \
     extern "C" __global__ void embed_##NAME(const T *words, const T *places, const uint32_t *tokens,                   \
@@ -412,6 +557,11 @@ __device__ void score(const T *rows, const T *bias, float *scores, int width, fl
     ATTEND(T, NAME, 128, 2)                                                                                            \
     ATTEND(T, NAME, 128, 4)                                                                                            \
     ATTEND(T, NAME, 256, 1)
+#define HALF(T, NAME)                                                                                                  \
+    ALL(T, NAME)                                                                                                       \
+    ATTEND_MANY(T, NAME, 64)                                                                                           \
+    ATTEND_MANY(T, NAME, 128)                                                                                          \
+    ATTEND_MANY(T, NAME, 256)
 ALL(float, f32)
-ALL(__half, f16)
-ALL(__nv_bfloat16, bf16)
+HALF(__half, f16)
+HALF(__nv_bfloat16, bf16)

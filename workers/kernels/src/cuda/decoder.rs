@@ -38,6 +38,7 @@ pub struct Heads {
     pub key_heads: usize,
     /// Values of a head.
     pub size: usize,
+    pub dtype: DType,
     pub scale: f32,
     /// What no score can exceed, by tanh.
     pub cap: Option<f32>,
@@ -95,17 +96,19 @@ pub struct Sight<'a> {
 
 impl Heads {
     /// Whether the kernels compute heads of that size.
-    pub fn fit(&self, dtype: DType) -> bool {
-        self.size <= SIZES[2] && self.size.is_multiple_of(16 / dtype.size_in_bytes()) && self.size.is_multiple_of(2)
+    pub fn fit(&self) -> bool {
+        let of_vector = 16 / self.dtype.size_in_bytes();
+        self.size <= SIZES[2] && self.size.is_multiple_of(of_vector) && self.size.is_multiple_of(2)
     }
 
     fn padded(&self) -> usize {
         SIZES.into_iter().find(|size| *size >= self.size).unwrap_or(SIZES[2])
     }
 
-    /// Rows of a warp, for spans of at most so many tokens.
+    /// Rows of a warp, for spans of at most so many tokens: 16 on tensor cores, which compute in halves.
     fn own(&self, longest: usize) -> usize {
         match self.padded() {
+            _ if longest > 1 && self.dtype != DType::F32 => 16,
             256 => 1,
             _ if longest > 1 => 4,
             _ => (self.heads / self.key_heads).div_ceil(WARPS).next_power_of_two().min(4),
@@ -225,8 +228,8 @@ impl<'a> Plan<'a> {
 }
 
 impl Pages {
-    pub fn new(blocks: usize, heads: &Heads, dtype: DType, device: &Device) -> Result<Self> {
-        let new = || Tensor::zeros((blocks, heads.key_heads, BLOCK, heads.size), dtype, device);
+    pub fn new(blocks: usize, heads: &Heads, device: &Device) -> Result<Self> {
+        let new = || Tensor::zeros((blocks, heads.key_heads, BLOCK, heads.size), heads.dtype, device);
         Ok(Self { keys: new()?, values: new()? })
     }
 

@@ -3,7 +3,7 @@
 // Attention is computed as in FlashAttention-2 (Dao, 2023): scores of a tile of queries with one block of keys after the
 // other stay in registers, and sums are scaled as their greatest score becomes known.
 
-#include "common.cuh"
+#include "tensor.cuh"
 
 // Queries of a tile: 16 for each of 4 warps. Keys of a block.
 #define QUERIES 64
@@ -48,28 +48,6 @@ struct Sight {
         return window < 0 ? end : min(end, last + window);
     }
 };
-
-template <typename T> __device__ inline uint32_t pair(float low, float high);
-template <> __device__ inline uint32_t pair<__half>(float low, float high) {
-    __half2 two = __floats2half2_rn(low, high);
-    return *reinterpret_cast<uint32_t *>(&two);
-}
-template <> __device__ inline uint32_t pair<__nv_bfloat16>(float low, float high) {
-    __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
-    return *reinterpret_cast<uint32_t *>(&two);
-}
-
-// sums (16 x 8) += a (16 x 16) * b (16 x 8)
-template <typename T> __device__ inline void multiply(float sums[4], const uint32_t a[4], uint32_t b0, uint32_t b1);
-#define MULTIPLY(T, NAME)                                                                                              \
-    template <> __device__ inline void multiply<T>(float sums[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {     \
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." NAME "." NAME ".f32 "                                    \
-                     "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                                 \
-                     : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                                      \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                  \
-    }
-MULTIPLY(__half, "f16")
-MULTIPLY(__nv_bfloat16, "bf16")
 
 // On tensor cores, for heads of D values.
 template <typename T, int D>
@@ -167,9 +145,7 @@ __device__ void tensor(const T *queries, const T *keys, const T *values, T *outp
             for (int n = 0; n < D / 16; n++) {
                 const T *at = &value_block[(part * 16 + lane % 16) * PITCH + n * 16 + lane / 16 * 8];
                 uint32_t b[4];
-                asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                             : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
-                             : "r"((uint32_t)__cvta_generic_to_shared(at)));
+                load_columns(b, at);
                 multiply<T>(mixed[n * 2], shares, b[0], b[1]);
                 multiply<T>(mixed[n * 2 + 1], shares, b[2], b[3]);
             }

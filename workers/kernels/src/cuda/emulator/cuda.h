@@ -32,15 +32,18 @@ struct __align__(8) uint2 {
 // Waits until all threads of the block, or of the warp, have come so far.
 void __syncthreads();
 void __syncwarp();
-// The value that the thread of that lane has given.
-uint32_t exchanged(uint32_t value, unsigned lane);
+// What a lane gives the others of its warp.
+struct Given {
+    uint32_t values[6];
+};
+// Of all lanes, when each has given its own.
+const Given *given_by_warp(Given own);
 
 template <typename T> T __shfl_sync(unsigned, T value, int lane) {
-    uint32_t bits;
-    static_assert(sizeof value == sizeof bits);
-    memcpy(&bits, &value, sizeof bits);
-    bits = exchanged(bits, lane % 32);
-    memcpy(&value, &bits, sizeof bits);
+    Given own = {};
+    static_assert(sizeof value <= sizeof own);
+    memcpy(&own, &value, sizeof value);
+    memcpy(&value, given_by_warp(own) + lane % 32, sizeof value);
     return value;
 }
 template <typename T> T __shfl_xor_sync(unsigned all, T value, int mask) {

@@ -28,13 +28,13 @@ struct Thread {
     jmp_buf place;
     ucontext_t start;
     std::unique_ptr<char[]> stack;
-    // How often it has exchanged a value.
-    unsigned exchanges;
+    // How often it has given something.
+    unsigned turns;
 };
 
 Thread threads[THREADS_MAX];
-// Two for each thread, used in turns: who is a step ahead does not write over what another has yet to read.
-uint32_t given[THREADS_MAX][2];
+// Used in turns: who is a step ahead does not write over what another has yet to read.
+Given given[2][THREADS_MAX];
 Thread *current;
 jmp_buf scheduler;
 void (*body)(void **);
@@ -68,7 +68,7 @@ __attribute__((noinline)) void resume(unsigned index) {
 
 void prepare(Thread &thread) {
     if (!thread.stack) thread.stack.reset(new char[STACK_BYTES]);
-    thread.state = State::runs, thread.has_begun = false, thread.exchanges = 0;
+    thread.state = State::runs, thread.has_begun = false, thread.turns = 0;
     getcontext(&thread.start);
     thread.start.uc_stack.ss_sp = thread.stack.get();
     thread.start.uc_stack.ss_size = STACK_BYTES;
@@ -144,17 +144,22 @@ struct Kernel {
     KERNEL(multiply_##T##_packed)                                                                                      \
     KERNEL(unpack_##T)                                                                                                 \
     KERNEL(combine_##T)
-const Kernel KERNELS_OF_ALL_TYPES[] = {KERNELS(f32) KERNELS(f16) KERNELS(bf16)};
+#define KERNELS_OF_TENSOR_CORES(T)                                                                                     \
+    KERNEL(attend_##T##_64_16)                                                                                         \
+    KERNEL(attend_##T##_128_16)                                                                                        \
+    KERNEL(attend_##T##_256_16)
+const Kernel KERNELS_OF_ALL_TYPES[] = {KERNELS(f32) KERNELS(f16) KERNELS(bf16) KERNELS_OF_TENSOR_CORES(f16)
+                                           KERNELS_OF_TENSOR_CORES(bf16)};
 } // namespace
 
 void __syncthreads() { wait(State::waits_for_block); }
 void __syncwarp() { wait(State::waits_for_warp); }
 
-uint32_t exchanged(uint32_t value, unsigned lane) {
-    const unsigned own = threadIdx.x, turn = current->exchanges++ % 2;
-    given[own][turn] = value;
+const Given *given_by_warp(Given own) {
+    const unsigned index = threadIdx.x, turn = current->turns++ % 2;
+    given[turn][index] = own;
     wait(State::waits_for_warp);
-    return given[own / 32 * 32 + lane][turn];
+    return given[turn] + index / 32 * 32;
 }
 
 // Whether there is a kernel of that name, which has run then.

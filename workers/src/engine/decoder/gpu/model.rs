@@ -18,7 +18,6 @@ use crate::engine::layers::{Affine, NormWeights};
 pub struct Model {
     shape: Shape,
     heads: Heads,
-    dtype: DType,
     words: Tensor,
     positions: Option<Tensor>,
     layers: Vec<Ready>,
@@ -80,10 +79,11 @@ impl Model {
             heads: shape.heads,
             key_heads: shape.key_heads,
             size: shape.head_size,
+            dtype,
             scale: shape.attention_scale,
             cap: shape.attention_cap,
         };
-        if !heads.fit(dtype) {
+        if !heads.fit() {
             let reason = format!("heads of {} values are not computed on a GPU", shape.head_size);
             return Err(LoadError::Device(candle_core::Error::Msg(reason)));
         }
@@ -102,7 +102,7 @@ impl Model {
             Ok((words, positions, load.norm(&norm)?, output))
         };
         let (words, positions, norm, output) = rest().map_err(LoadError::Device)?;
-        Ok(Self { shape, heads, dtype, words, positions, layers, norm, output })
+        Ok(Self { shape, heads, words, positions, layers, norm, output })
     }
 
     pub fn device(&self) -> &Device {
@@ -174,7 +174,7 @@ impl Model {
 
     fn join(&self, hidden: &Tensor, made: Option<&(Made, Option<&Norm>)>, norm: &Norm) -> Result<Tensor> {
         let added = made.map(|((rows, bias), norm)| Added { rows, bias: bias.as_ref(), norm: norm.map(Norm::view) });
-        cuda::join(hidden, added, norm.view(), self.dtype)
+        cuda::join(hidden, added, norm.view(), self.heads.dtype)
     }
 
     /// The logits after rows, to the first rows of `scores`.
@@ -214,7 +214,7 @@ impl Ready {
             Perceptron::Experts(experts) => Mixture::new(experts, load).map(Box::new).map(Ask::Several),
         };
         let parts = layer.try_map(linear, |norm| load.norm(&norm), ask)?;
-        let pages = Pages::new(blocks, heads, load.dtype, load.device)?;
+        let pages = Pages::new(blocks, heads, load.device)?;
         Ok(Self { parts, angles, sinks, pages })
     }
 

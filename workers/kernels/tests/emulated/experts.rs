@@ -1,6 +1,4 @@
-//! Mixtures of experts by the kernels for GPUs, emulated on the processor, beside what candle makes of them.
-
-#![cfg(feature = "emulated")]
+//! Mixtures of experts beside what candle makes of them.
 
 use candle_core::{DType, Device, Tensor};
 use kernels::cuda::experts::{Choice, Stack};

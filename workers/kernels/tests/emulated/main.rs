@@ -1,0 +1,6 @@
+//! The kernels for GPUs, emulated on the processor, beside what plain code makes of the same.
+
+#![cfg(feature = "emulated")]
+
+mod attention;
+mod experts;
