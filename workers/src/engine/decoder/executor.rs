@@ -99,6 +99,15 @@ impl Executor {
         }
     }
 
+    /// Tokens of prompts in one step. Others wait for it, so there are fewer of them where they take longer.
+    pub fn step_tokens(&self) -> usize {
+        match self {
+            Self::Cpu(_) => 512,
+            #[cfg(feature = "gpu")]
+            Self::Gpu(_) => 2048,
+        }
+    }
+
     /// Computes the inputs and gives, one after the other, the logits that are wanted.
     pub fn forward(&mut self, inputs: &[Input<'_>]) -> Result<ChunksExact<'_, f32>, StepError> {
         match self {

@@ -37,9 +37,6 @@ use super::sampling::log_probability;
 use super::text::Text;
 use super::{Engine, LoadError, Made, Output, Sequence, SequenceId, StepError};
 
-/// Prompt tokens computed in one step, so that a long prompt does not hold up the others for long.
-const STEP_TOKENS_MAX: usize = 512;
-
 pub struct Decoder {
     executor: Executor,
     blocks: Blocks,
@@ -47,6 +44,8 @@ pub struct Decoder {
     /// Tokens that end a text.
     ends: Vec<u32>,
     batch: usize,
+    /// The most tokens of prompts in one step, so that a long prompt does not hold up the others for long.
+    step_tokens: usize,
     /// Tokens that are guessed at a time, at most.
     guesses: usize,
     waiting: VecDeque<(SequenceId, Arc<Sequence>)>,
@@ -112,6 +111,7 @@ impl Decoder {
 
     fn new(executor: Executor, blocks: Blocks, text: Arc<Text>, ends: Vec<u32>, batch: usize) -> Self {
         Self {
+            step_tokens: executor.step_tokens(),
             executor,
             blocks,
             text,
@@ -158,7 +158,7 @@ impl Decoder {
 
     /// What to compute now: the running sequences first, then prompts within the budget. Each has blocks for it.
     fn plan(&mut self) -> Vec<usize> {
-        let mut budget = STEP_TOKENS_MAX;
+        let mut budget = self.step_tokens;
         let mut counts = Vec::with_capacity(self.running.len());
         let mut index = 0;
         let guesses = self.guesses.min(lookup::share(self.running.len()));

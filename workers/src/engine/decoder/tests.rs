@@ -71,7 +71,9 @@ const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::F16];
 
 fn decoder_of(dtype: Dtype, blocks: usize, batch: usize) -> Decoder {
     let executor = Executor::new(source(), dtype, blocks, &Device::Cpu).unwrap();
-    Decoder::new(executor, Blocks::new(blocks), Arc::new(text()), Vec::new(), batch)
+    let mut decoder = Decoder::new(executor, Blocks::new(blocks), Arc::new(text()), Vec::new(), batch);
+    decoder.step_tokens = 512;
+    decoder
 }
 
 fn decoder(batch: usize) -> Decoder {
