@@ -16,6 +16,7 @@ mod avx512;
 mod buffer;
 #[cfg(feature = "gpu")]
 pub mod cuda;
+mod draw;
 mod dynamic;
 mod int4;
 mod level;
@@ -35,6 +36,7 @@ mod tile;
 pub use activation::{Activation, Function, gate};
 pub use attention::{Attention, Scratch, softmax_weights};
 pub use buffer::Buffer;
+pub use draw::Draw;
 pub use dynamic::QuantizedRows;
 pub use int4::Int4Linear;
 pub use level::Level;

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::cmp::Ordering;
 
-use kernels::{Level, softmax_weights};
+use kernels::{Draw, Level, softmax_weights};
 use toktrie::SimpleVob;
 
 use super::{Logprobs, SamplingParams};
@@ -24,6 +24,9 @@ pub fn sample(
     position: usize,
     allowed: Option<&SimpleVob>,
 ) -> u32 {
+    if let (Some(draw), None) = (plain_draw(params, position), allowed) {
+        return drawn(logits, draw);
+    }
     let mut logits = adjusted(logits, params, generated);
     if let Some(allowed) = allowed {
         for (token, logit) in logits.to_mut().iter_mut().enumerate() {
@@ -35,13 +38,37 @@ pub fn sample(
     if params.temperature <= 0.0 {
         return greedy(&logits);
     }
-    let (weights, place) = (weights(&logits, params), uniform(params.seed, position));
-    if params.top_k.is_none() && params.top_p >= 1.0 {
+    let (inverse_temperature, least) = scale(params);
+    let (weights, place) = (weights(&logits, inverse_temperature, least), uniform(params.seed, position));
+    if draws_from_all(params) {
         return draw(&weights, place) as u32;
     }
     let candidates = candidates(&weights, params);
     let weights: Vec<f32> = candidates.iter().map(|(_, weight)| *weight).collect();
     candidates.get(draw(&weights, place)).map_or(0, |(token, _)| *token)
+}
+
+/// How a token is drawn where that takes nothing but logits as they are. Other draws take [`sample`].
+pub fn plain_draw(params: &SamplingParams, position: usize) -> Option<Draw> {
+    if is_adjusted(params) {
+        return None;
+    }
+    if params.temperature <= 0.0 {
+        return Some(Draw::Highest);
+    }
+    let (inverse_temperature, least) = scale(params);
+    let part = uniform(params.seed, position);
+    draws_from_all(params).then_some(Draw::Part { inverse_temperature, least, part })
+}
+
+/// The token that is drawn so.
+pub fn drawn(logits: &[f32], how: Draw) -> u32 {
+    match how {
+        Draw::Highest => greedy(logits),
+        Draw::Part { inverse_temperature, least, part } => {
+            draw(&weights(logits, inverse_temperature, least), part) as u32
+        }
+    }
 }
 
 /// Of one token, and of the `count` most probable ones.
@@ -71,10 +98,24 @@ fn whole(logits: &[f32]) -> f32 {
     most(logits) + sum.ln()
 }
 
+fn is_adjusted(params: &SamplingParams) -> bool {
+    !params.logit_bias.is_empty() || params.frequency_penalty != 0.0 || params.presence_penalty != 0.0
+}
+
+fn draws_from_all(params: &SamplingParams) -> bool {
+    params.top_k.is_none() && params.top_p >= 1.0
+}
+
+/// What logits are multiplied by, and what a weight must be at least to count. What is forbidden has the least weight there
+/// is.
+fn scale(params: &SamplingParams) -> (f32, f32) {
+    (1.0 / params.temperature.max(TEMPERATURE_MIN), params.min_p.max(NOTHING))
+}
+
 /// With penalties and biases.
 fn adjusted<'a>(logits: &'a [f32], params: &SamplingParams, generated: &[u32]) -> Cow<'a, [f32]> {
     let (frequency, presence) = (params.frequency_penalty, params.presence_penalty);
-    if params.logit_bias.is_empty() && frequency == 0.0 && presence == 0.0 {
+    if !is_adjusted(params) {
         return Cow::Borrowed(logits);
     }
     let mut logits = logits.to_vec();
@@ -106,12 +147,9 @@ fn most(logits: &[f32]) -> f32 {
 }
 
 /// Of each token; the most probable one weighs 1, and what cannot be drawn nothing.
-fn weights(logits: &[f32], params: &SamplingParams) -> Vec<f32> {
-    let inverse = 1.0 / params.temperature.max(TEMPERATURE_MIN);
-    let mut weights: Vec<f32> = logits.iter().map(|logit| logit * inverse).collect();
+fn weights(logits: &[f32], inverse_temperature: f32, least: f32) -> Vec<f32> {
+    let mut weights: Vec<f32> = logits.iter().map(|logit| logit * inverse_temperature).collect();
     softmax_weights(Level::best(), &mut weights);
-    // What is forbidden has the least weight there is.
-    let least = params.min_p.max(NOTHING);
     weights.iter_mut().for_each(|weight| *weight = if *weight >= least { *weight } else { 0.0 });
     weights
 }
@@ -286,7 +324,8 @@ mod tests {
             let params = params(0.8, top_p, seed);
             let token = sample(&logits, &params, &[], position, None);
             prop_assert_eq!(token, sample(&logits, &params, &[], position, None));
-            let all = weights(&logits, &params);
+            let (inverse_temperature, least) = scale(&params);
+            let all = weights(&logits, inverse_temperature, least);
             let own = all[token as usize];
             let above: f32 = all.iter().filter(|weight| **weight > own).sum();
             prop_assert!(above / all.iter().sum::<f32>() < top_p + 1e-4);

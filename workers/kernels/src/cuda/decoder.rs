@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::device::{Numbers, empty};
 use super::launch::{Kernel, Module};
 use super::{Norm, THREADS, WARPS, number};
-use crate::{BLOCK, Function};
+use crate::{BLOCK, Draw, Function};
 
 static MODULE: Module = Module {
     name: "inferq_decoder",
@@ -14,6 +14,8 @@ static MODULE: Module = Module {
 };
 /// Of a thread block that takes a row.
 const ROW_THREADS: u32 = 256;
+/// Of one that draws from all tokens.
+const DRAW_THREADS: u32 = 1024;
 /// Thread blocks that keep a GPU busy, and the fewest blocks of keys for each.
 const BUSY: usize = 1024;
 const SHARE_BLOCKS_MIN: usize = 4;
@@ -363,6 +365,34 @@ pub fn score(rows: &Tensor, bias: Option<&Tensor>, cap: Option<f32>, scores: &Te
     let kernel = kernel.count(width).real(cap.unwrap_or(0.0));
     // SAFETY: the arguments are those of the kernel, and there is room for what it writes.
     unsafe { kernel.launch([count, width.div_ceil(THREADS as usize), 1], THREADS) }
+}
+
+/// Of a row's draw, as the kernel reads them.
+pub const DRAW_NUMBERS: usize = 6;
+/// The most scores of a row that are drawn from.
+const DRAW_SCORES_MAX: usize = 512 * 1024;
+
+/// Tells the kernel how to draw, where it does.
+pub fn numbers_of(draw: Option<Draw>) -> [u32; DRAW_NUMBERS] {
+    match draw {
+        None => [0; DRAW_NUMBERS],
+        Some(Draw::Highest) => [1, 0, 0, 0, 0, 0],
+        Some(Draw::Part { inverse_temperature, least, part }) => {
+            let bits = part.to_bits();
+            [2, inverse_temperature.to_bits(), least.to_bits(), 0, bits as u32, (bits >> 32) as u32]
+        }
+    }
+}
+
+/// Draws a token for each of the first rows of `scores`, as `draws` tells.
+pub fn draw(scores: &Tensor, rows: usize, draws: &Numbers, tokens: &Tensor) -> Result<()> {
+    let width = scores.dim(1)?;
+    if draws.room() < rows * DRAW_NUMBERS || tokens.elem_count() < rows || width > DRAW_SCORES_MAX {
+        candle_core::bail!("{rows} tokens of {width} cannot be drawn");
+    }
+    let kernel = Kernel::new(&MODULE, "draw", scores)?.tensor(scores)?.address(draws.address()).tensor(tokens)?;
+    // SAFETY: the arguments are those of the kernel, and there is room for what it reads and writes.
+    unsafe { kernel.count(width).launch([rows, 1, 1], DRAW_THREADS) }
 }
 
 /// Where tiles begin among a step's numbers: they are read in one.

@@ -4,7 +4,9 @@ use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::cudarc::driver::sys::{
     CUgraphInstantiate_flags, CUmemPool_attribute, CUstreamCaptureMode,
 };
-use candle_core::cuda_backend::cudarc::driver::{CudaGraph, CudaSlice, DevicePtr, LaunchConfig, PushKernelArg, result};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaGraph, CudaSlice, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg, result,
+};
 use candle_core::cuda_backend::{CudaDType, WrapErr};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, Shape, Storage, Tensor};
@@ -49,6 +51,9 @@ impl Numbers {
 
     /// What was launched before reads the numbers before.
     pub fn write(&mut self, numbers: &[u32]) -> Result<()> {
+        if numbers.is_empty() {
+            return Ok(());
+        }
         let stream = self.0.stream().clone();
         stream.memcpy_htod(numbers, &mut self.0.slice_mut(..numbers.len())).w()
     }
@@ -142,14 +147,16 @@ pub fn address(tensor: &Tensor) -> Result<u64> {
     }
 }
 
-/// The values of a tensor, to memory that is used again.
-pub fn fetch(tensor: &Tensor, to: &mut Vec<f32>) -> Result<()> {
+/// The values of a tensor, behind those that are there, in memory that is used again.
+pub fn fetch<T: CudaDType + DeviceRepr + Default>(tensor: &Tensor, to: &mut Vec<T>) -> Result<()> {
     let (storage, layout) = tensor.storage_and_layout();
     let (Storage::Cuda(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
         candle_core::bail!("a tensor is not on the GPU, or lies as {layout:?}")
     };
-    to.resize(end - start, 0.0);
-    storage.device().memcpy_dtoh(&storage.as_cuda_slice::<f32>()?.slice(start..end), to)
+    let before = to.len();
+    to.resize_with(before + end - start, T::default);
+    let values = storage.as_cuda_slice::<T>()?.slice(start..end);
+    storage.device().cuda_stream().memcpy_dtoh(&values, &mut to[before..]).w()
 }
 
 /// A tensor that a kernel writes each value of before it is read.

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::ffi::{CString, c_char, c_void};
 
-use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor, WithDType};
 
 use super::launch::{Argument, Module};
 use super::unsupported;
@@ -185,10 +185,9 @@ fn bytes(tensor: &Tensor) -> usize {
     tensor.elem_count() * tensor.dtype().size_in_bytes()
 }
 
-/// The values of a tensor, to memory that is used again.
-pub fn fetch(tensor: &Tensor, to: &mut Vec<f32>) -> Result<()> {
-    to.clear();
-    to.extend(tensor.flatten_all()?.to_vec1::<f32>()?);
+/// The values of a tensor, behind those that are there.
+pub fn fetch<T: WithDType>(tensor: &Tensor, to: &mut Vec<T>) -> Result<()> {
+    to.extend(tensor.flatten_all()?.to_vec1::<T>()?);
     Ok(())
 }
 

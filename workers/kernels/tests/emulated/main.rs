@@ -3,4 +3,5 @@
 #![cfg(feature = "emulated")]
 
 mod attention;
+mod draws;
 mod experts;

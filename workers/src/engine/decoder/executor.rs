@@ -5,7 +5,8 @@ use std::slice::ChunksExact;
 use std::borrow::Cow;
 
 use candle_core::{DType, Device, Tensor};
-use kernels::Pages;
+use kernels::{Draw, Pages};
+use rayon::prelude::*;
 use schemas::registry::Dtype;
 
 use super::blueprint::{Shape, Source};
@@ -13,7 +14,7 @@ use super::cpu::Cpu;
 #[cfg(feature = "gpu")]
 use super::gpu::Gpu;
 use crate::engine::encoder::gpu::type_of;
-use crate::engine::{LoadError, StepError};
+use crate::engine::{LoadError, StepError, sampling};
 
 /// Tokens of one sequence to compute after `start` of them.
 #[derive(Debug)]
@@ -24,8 +25,23 @@ pub struct Input<'a> {
     pub blocks: &'a [u32],
     /// After how many of its last tokens logits are wanted.
     pub wanted: usize,
+    /// How the token after its last one is drawn, where that takes no more than logits.
+    pub draw: Option<Draw>,
     /// What it attends to beside itself, for models that do.
     pub memory: Memory<'a>,
+}
+
+/// What is wanted of a token.
+#[derive(Clone, Copy, Debug)]
+pub enum After<'a> {
+    Logits(&'a [f32]),
+    /// What was drawn.
+    Token(u32),
+}
+
+/// Of each token after which something is wanted, how the next is drawn.
+pub fn draws<'a>(inputs: &'a [Input<'_>]) -> impl Iterator<Item = Option<Draw>> + 'a {
+    inputs.iter().flat_map(|input| (0..input.wanted).map(|at| input.draw.filter(|_| at + 1 == input.wanted)))
 }
 
 /// Rows of another sequence, as [`Cpu::remember`] has kept them.
@@ -114,6 +130,25 @@ impl Executor {
             Self::Cpu(cpu) => Ok(cpu.forward(inputs)),
             #[cfg(feature = "gpu")]
             Self::Gpu(gpu) => gpu.forward(inputs).map_err(failed),
+        }
+    }
+
+    /// As [`forward`](Self::forward), and draws where that is asked for.
+    pub fn draw(&mut self, inputs: &[Input<'_>]) -> Result<Vec<After<'_>>, StepError> {
+        match self {
+            Self::Cpu(cpu) => {
+                let logits: Vec<_> = cpu.forward(inputs).zip(draws(inputs)).collect();
+                let drawn = |(logits, draw): (_, Option<Draw>)| {
+                    draw.map_or(After::Logits(logits), |draw| After::Token(sampling::drawn(logits, draw)))
+                };
+                // Vocabularies are large. For one alone no other thread is woken.
+                Ok(match logits.len() {
+                    1 => logits.into_iter().map(drawn).collect(),
+                    _ => logits.into_par_iter().map(drawn).collect(),
+                })
+            }
+            #[cfg(feature = "gpu")]
+            Self::Gpu(gpu) => gpu.draw(inputs).map_err(failed),
         }
     }
 

@@ -30,7 +30,7 @@ use rayon::prelude::*;
 use schemas::registry::Model;
 
 use self::blocks::{Blocks, Name};
-use self::executor::{Executor, Input, Memory, block_bytes};
+use self::executor::{After, Executor, Input, Memory, block_bytes};
 use self::files::Files;
 use self::running::Running;
 use super::sampling::log_probability;
@@ -99,7 +99,8 @@ impl Decoder {
                 return Err(StepError(format!("{} tokens are more than there is room for", tokens.len())));
             }
             for (start, tokens) in (0..).step_by(BLOCK).zip(tokens.chunks(BLOCK)) {
-                let input = Input { tokens, start, blocks: &blocks, wanted: tokens.len(), memory: Memory::default() };
+                let (wanted, memory) = (tokens.len(), Memory::default());
+                let input = Input { tokens, start, blocks: &blocks, wanted, draw: None, memory };
                 (start..).zip(self.executor.forward(&[input])?).for_each(|(at, logits)| each(at, logits));
             }
             Ok(())
@@ -225,17 +226,17 @@ impl Engine for Decoder {
         if inputs.is_empty() {
             return Ok(());
         }
-        let logits: Vec<&[f32]> = self.executor.forward(&inputs)?.collect();
-        let mut rest = &logits[..];
+        let after = self.executor.draw(&inputs)?;
+        let mut rest = &after[..];
         let mut own = |count| rest.split_off(..count).unwrap_or_default();
         let shares: Vec<_> = counts.into_iter().zip(wanted).map(|(count, wanted)| (count, own(wanted))).collect();
         let (ends, text) = (&self.ends, &self.text);
-        let advance = |(running, (count, logits)): (&mut Running, (usize, &[&[f32]]))| {
+        let advance = |(running, (count, after)): (&mut Running, (usize, &[After<'_>]))| {
             let mut made = Vec::new();
-            let output = running.advance(count, logits, ends, text, &mut made);
+            let output = running.advance(count, after, ends, text, &mut made);
             (made, output)
         };
-        // Vocabularies are large, and grammars take their time. For one alone no other thread is woken.
+        // Grammars take their time, and draws from some of a large vocabulary. For one alone no other thread is woken.
         let steps: Vec<_> = match self.running.len() {
             1 => self.running.iter_mut().zip(shares).map(advance).collect(),
             _ => self.running.par_iter_mut().zip(shares).map(advance).collect(),

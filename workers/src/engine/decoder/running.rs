@@ -1,12 +1,12 @@
 //! One sequence in the batch.
 
-use kernels::BLOCK;
+use kernels::{BLOCK, Draw};
 
 use super::blocks::{Blocks, Name, name_after};
-use super::executor::{Input, Memory};
+use super::executor::{After, Input, Memory};
 use super::lookup::{self, Trust};
 use crate::engine::grammar::Progress;
-use crate::engine::sampling::{logprobs, sample};
+use crate::engine::sampling::{logprobs, plain_draw, sample};
 use crate::engine::text::Text;
 use crate::engine::{FinishReason, Goal, Logprobs, Made, Output, SamplingParams, Sequence, SequenceId};
 
@@ -106,11 +106,12 @@ impl Running {
     /// Its next tokens.
     pub fn input(&self, count: usize) -> Input<'_> {
         if count > 1 && !self.guessed.is_empty() {
-            let memory = Memory::default();
-            return Input { tokens: &self.guessed, start: self.computed, blocks: &self.blocks, wanted: count, memory };
+            let (wanted, draw, memory) = (count, None, Memory::default());
+            return Input { tokens: &self.guessed, start: self.computed, blocks: &self.blocks, wanted, draw, memory };
         }
         let end = self.computed + count;
         Input {
+            draw: self.plain_draw().filter(|_| end == self.tokens.len()),
             tokens: &self.tokens[self.computed..end],
             start: self.computed,
             blocks: &self.blocks,
@@ -119,19 +120,27 @@ impl Running {
         }
     }
 
+    /// How its next token is drawn, where nobody asks for more of the logits.
+    fn plain_draw(&self) -> Option<Draw> {
+        match (&self.progress, self.params.logprobs) {
+            (None, None) => plain_draw(&self.params, self.tokens.len()),
+            _ => None,
+        }
+    }
+
     /// Takes what was computed of it, and draws a token after its last one and one after each guess that was right. Its output,
     /// where one of them ends it.
     pub fn advance(
         &mut self,
         count: usize,
-        logits: &[&[f32]],
+        after: &[After<'_>],
         ends: &[u32],
         text: &Text,
         made: &mut Vec<Made>,
     ) -> Option<Output> {
         let guesses = self.guesses().to_vec();
-        let mut logits = logits.iter().copied();
-        let mut after = self.read(count - guesses.len(), &mut logits)?;
+        let mut all = after.iter().copied();
+        let mut after = self.read(count - guesses.len(), &mut all)?;
         let mut right = 0;
         let output = loop {
             // What another run had made may have ended it.
@@ -139,7 +148,7 @@ impl Running {
             if output.is_none() {
                 output = self.next(after, ends, text, made);
             }
-            match logits.next() {
+            match all.next() {
                 Some(next) if output.is_none() && self.tokens.last() == guesses.get(right) => after = next,
                 _ => break output,
             }
@@ -153,42 +162,47 @@ impl Running {
     }
 
     /// Draws a token. The output, where it ends there.
-    fn next(&mut self, logits: &[f32], ends: &[u32], text: &Text, made: &mut Vec<Made>) -> Option<Output> {
-        let Some(token) = self.draw(logits) else { return Some(self.cut(text)) };
+    fn next(&mut self, after: After<'_>, ends: &[u32], text: &Text, made: &mut Vec<Made>) -> Option<Output> {
+        let Some(token) = self.draw(after) else { return Some(self.cut(text)) };
         made.push(Made { id: self.id, token, logprobs: self.logprobs.last().cloned() });
         self.output(ends, text)
     }
 
-    /// Notes that so many tokens are computed, and gives the logits after its last one where they are among them.
-    fn read<'a>(&mut self, count: usize, logits: &mut impl Iterator<Item = &'a [f32]>) -> Option<&'a [f32]> {
+    /// Notes that so many tokens are computed, and gives what is wanted after its last one where that is among them.
+    fn read<'a>(&mut self, count: usize, all: &mut impl Iterator<Item = After<'a>>) -> Option<After<'a>> {
         let wanted = self.input(count).wanted;
         self.computed += count;
         let mut last = None;
-        for (place, logits) in (self.computed - wanted..self.computed).zip(logits) {
+        for (place, after) in (self.computed - wanted..self.computed).zip(all) {
             match self.tokens.get(place + 1) {
-                Some(&token) => self.remember(logits, token),
-                None => last = Some(logits),
+                Some(&token) => self.remember(after, token),
+                None => last = Some(after),
             }
         }
         last
     }
 
     /// Appends a token, unless its grammar cannot say which.
-    fn draw(&mut self, logits: &[f32]) -> Option<u32> {
-        let allowed = match &mut self.progress {
-            Some(progress) => Some(progress.allowed()?),
-            None => None,
+    fn draw(&mut self, after: After<'_>) -> Option<u32> {
+        let token = match after {
+            After::Token(token) => token,
+            After::Logits(logits) => {
+                let allowed = match &mut self.progress {
+                    Some(progress) => Some(progress.allowed()?),
+                    None => None,
+                };
+                let generated = &self.tokens[self.prompt_tokens..];
+                sample(logits, &self.params, generated, self.tokens.len(), allowed.as_ref())
+            }
         };
-        let generated = &self.tokens[self.prompt_tokens..];
-        let token = sample(logits, &self.params, generated, self.tokens.len(), allowed.as_ref());
         self.progress.iter_mut().for_each(|progress| progress.take(token));
-        self.remember(logits, token);
+        self.remember(after, token);
         self.tokens.push(token);
         Some(token)
     }
 
-    fn remember(&mut self, logits: &[f32], token: u32) {
-        if let Some(count) = self.params.logprobs {
+    fn remember(&mut self, after: After<'_>, token: u32) {
+        if let (Some(count), After::Logits(logits)) = (self.params.logprobs, after) {
             self.logprobs.push(logprobs(logits, token, count));
         }
     }

@@ -132,7 +132,7 @@ impl Speech {
         let (memory, blocks) = self.room(self.encoder.rows, tokens.len());
         self.decoder.remember(&rows, &memory)?;
         let memory = Memory { blocks: &memory, rows: self.encoder.rows };
-        let input = Input { tokens, start: 0, blocks: &blocks, wanted: tokens.len(), memory };
+        let input = Input { tokens, start: 0, blocks: &blocks, wanted: tokens.len(), draw: None, memory };
         let logits = self.decoder.forward(&[input])?.map(<[f32]>::to_vec).collect();
         self.blocks.let_go(memory.blocks);
         self.blocks.let_go(&blocks);
@@ -248,7 +248,7 @@ impl Speech {
         let pieces = words::pieces(&spoken, self.vocabulary.code(file.language), &self.text);
         let heard = (writing.frames / 2).min(self.encoder.rows);
         let memory = Memory { blocks: &writing.memory, rows: self.encoder.rows };
-        let input = Input { tokens: &tokens, start: 0, blocks: &writing.blocks, wanted: 0, memory };
+        let input = Input { tokens: &tokens, start: 0, blocks: &writing.blocks, wanted: 0, draw: None, memory };
         let watched = self.decoder.watch(input, &self.alignment_heads, heard)?;
         Ok(words::times(pieces, &watched, tokens.len(), heard, skipped))
     }
@@ -267,7 +267,7 @@ impl Running {
         let memory = Memory { blocks: &writing.memory, rows };
         Some(match &writing.window {
             Some(window) => window.input(&writing.blocks, memory),
-            None => Input { tokens: start, start: 0, blocks: &writing.blocks, wanted: 1, memory },
+            None => Input { tokens: start, start: 0, blocks: &writing.blocks, wanted: 1, draw: None, memory },
         })
     }
 }

@@ -92,7 +92,7 @@ impl Window {
             0 => self.tokens.len() - self.ask.start_at,
             _ => 1,
         };
-        Input { tokens: &self.tokens[self.computed..], start: self.computed, blocks, wanted, memory }
+        Input { tokens: &self.tokens[self.computed..], start: self.computed, blocks, wanted, draw: None, memory }
     }
 
     /// Draws the next token from the logits that were wanted; the answer, where it ends.

@@ -148,7 +148,7 @@ struct Kernel {
     KERNEL(attend_##T##_64_16)                                                                                         \
     KERNEL(attend_##T##_128_16)                                                                                        \
     KERNEL(attend_##T##_256_16)
-const Kernel KERNELS_OF_ALL_TYPES[] = {KERNELS(f32) KERNELS(f16) KERNELS(bf16) KERNELS_OF_TENSOR_CORES(f16)
+const Kernel KERNELS_OF_ALL_TYPES[] = {KERNEL(draw_f32) KERNELS(f32) KERNELS(f16) KERNELS(bf16) KERNELS_OF_TENSOR_CORES(f16)
                                            KERNELS_OF_TENSOR_CORES(bf16)};
 } // namespace
 

@@ -109,9 +109,9 @@ impl Model {
         self.words.device()
     }
 
-    /// For the scores of so many rows.
-    pub fn room(&self, rows: usize) -> Result<Tensor> {
-        Tensor::zeros((rows, self.output.weight.dim(1)?), DType::F32, self.device())
+    /// Tokens that there are scores for.
+    pub fn vocabulary(&self) -> Result<usize> {
+        self.output.weight.dim(1)
     }
 
     /// Tells the kernels what is computed next. The second numbers are for models that look across.
