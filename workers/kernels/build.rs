@@ -6,6 +6,7 @@ fn main() {
         let folder = std::env::var("OUT_DIR").expect("cargo tells where to write");
         let built = cudaforge::KernelBuilder::new()
             .source_files(["src/cuda/encoder.cu", "src/cuda/decoder.cu", "src/cuda/experts.cu"])
+            .watch(["common", "tensor", "attention", "draw"].map(|name| format!("src/cuda/{name}.cuh")))
             .out_dir(folder)
             .arg("-std=c++17")
             .arg("-O3")

@@ -24,9 +24,6 @@ pub fn sample(
     position: usize,
     allowed: Option<&SimpleVob>,
 ) -> u32 {
-    if let (Some(draw), None) = (plain_draw(params, position), allowed) {
-        return drawn(logits, draw);
-    }
     let mut logits = adjusted(logits, params, generated);
     if let Some(allowed) = allowed {
         for (token, logit) in logits.to_mut().iter_mut().enumerate() {
@@ -35,30 +32,29 @@ pub fn sample(
             }
         }
     }
-    if params.temperature <= 0.0 {
-        return greedy(&logits);
+    if let Some(draw) = from_all(params, position) {
+        return drawn(&logits, draw);
     }
     let (inverse_temperature, least) = scale(params);
-    let (weights, place) = (weights(&logits, inverse_temperature, least), uniform(params.seed, position));
-    if draws_from_all(params) {
-        return draw(&weights, place) as u32;
-    }
-    let candidates = candidates(&weights, params);
+    let candidates = candidates(&weights(&logits, inverse_temperature, least), params);
     let weights: Vec<f32> = candidates.iter().map(|(_, weight)| *weight).collect();
-    candidates.get(draw(&weights, place)).map_or(0, |(token, _)| *token)
+    let place = draw(&weights, uniform(params.seed, position));
+    candidates.get(place).map_or(0, |(token, _)| *token)
 }
 
 /// How a token is drawn where that takes nothing but logits as they are. Other draws take [`sample`].
 pub fn plain_draw(params: &SamplingParams, position: usize) -> Option<Draw> {
-    if is_adjusted(params) {
-        return None;
-    }
+    if is_adjusted(params) { None } else { from_all(params, position) }
+}
+
+/// How a token is drawn that may be any of them.
+fn from_all(params: &SamplingParams, position: usize) -> Option<Draw> {
     if params.temperature <= 0.0 {
         return Some(Draw::Highest);
     }
     let (inverse_temperature, least) = scale(params);
     let part = uniform(params.seed, position);
-    draws_from_all(params).then_some(Draw::Part { inverse_temperature, least, part })
+    (params.top_k.is_none() && params.top_p >= 1.0).then_some(Draw::Part { inverse_temperature, least, part })
 }
 
 /// The token that is drawn so.
@@ -100,10 +96,6 @@ fn whole(logits: &[f32]) -> f32 {
 
 fn is_adjusted(params: &SamplingParams) -> bool {
     !params.logit_bias.is_empty() || params.frequency_penalty != 0.0 || params.presence_penalty != 0.0
-}
-
-fn draws_from_all(params: &SamplingParams) -> bool {
-    params.top_k.is_none() && params.top_p >= 1.0
 }
 
 /// What logits are multiplied by, and what a weight must be at least to count. What is forbidden has the least weight there

@@ -11,6 +11,7 @@ use super::*;
 use crate::engine::decoder::blueprint::{Dense, Function, Layer, Layers, Perceptron, Rotation, Shape, Source};
 use crate::engine::decoder::rotation::Scaling;
 use crate::engine::layers::{Affine, NormWeights};
+use crate::engine::load::device;
 use crate::engine::{FinishReason, Goal, Logprobs, SamplingParams};
 
 const VOCABULARY: usize = 64;
@@ -63,14 +64,14 @@ fn source() -> Source {
     }
 }
 
-/// What is computed in here.
+/// What is computed in here: on the processor, or by the kernels for GPUs, on one or emulated.
 #[cfg(not(feature = "gpu"))]
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::Int8, Dtype::Int4];
 #[cfg(feature = "gpu")]
 const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::F16];
 
 fn decoder_of(dtype: Dtype, blocks: usize, batch: usize) -> Decoder {
-    let executor = Executor::new(source(), dtype, blocks, &Device::Cpu).unwrap();
+    let executor = Executor::new(source(), dtype, blocks, &device().unwrap()).unwrap();
     let mut decoder = Decoder::new(executor, Blocks::new(blocks), Arc::new(text()), Vec::new(), batch);
     decoder.step_tokens = 512;
     decoder
