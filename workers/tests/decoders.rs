@@ -7,6 +7,7 @@ use std::sync::Arc;
 use schemas::registry::Registry;
 use serde_json::Value;
 use workers::engine::decoder::Decoder;
+use workers::engine::load::device;
 use workers::engine::{Engine, Goal, SamplingParams, Sequence, SequenceId};
 
 /// Every folder of a family.
@@ -32,10 +33,7 @@ fn formats(folder: &Path) -> impl Iterator<Item = PathBuf> {
 fn load(path: &Path, dtype: &str) -> Decoder {
     let lines = format!("name = \"m\"\ntask = \"generate\"\nsource = \"m\"\ndtype = \"{dtype}\"");
     let registry = Registry::parse(&format!("[[models]]\n{lines}\nlimits.kv_cache_mebibytes = 1")).unwrap();
-    #[cfg(not(feature = "cuda"))]
-    let loaded = Decoder::load_on_processor(path, &registry.models[0]);
-    #[cfg(feature = "cuda")]
-    let loaded = Decoder::load_on_gpu(path, &registry.models[0]);
+    let loaded = Decoder::load(path, &registry.models[0], &device().unwrap());
     loaded.unwrap_or_else(|error| panic!("{}: {error}", path.display())).1
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use schemas::registry::Registry;
 use serde_json::Value;
+use workers::engine::load::device;
 use workers::engine::speech::Speech;
 use workers::engine::speech::mel::{Ear, Mel, RATE};
 use workers::engine::text::Text;
@@ -46,12 +47,12 @@ fn heard(bands: usize, seconds: f64) -> Mel {
 fn try_load(format: &str, dtype: &str) -> Result<(Arc<Text>, Speech), LoadError> {
     let lines = format!("name = \"m\"\ntask = \"transcribe\"\nsource = \"m\"\ndtype = \"{dtype}\"\nlimits.batch = 3");
     let registry = Registry::parse(&format!("[[models]]\n{lines}")).unwrap();
-    // What is in int8 runs on processors alone.
-    #[cfg(feature = "cuda")]
-    if dtype != "int8" {
-        return Speech::load_on_gpu(&folder().join(format), &registry.models[0]);
+    let (folder, model) = (folder().join(format), &registry.models[0]);
+    match dtype {
+        // Runs on processors alone.
+        "int8" => Speech::load_on_processor(&folder, model),
+        _ => Speech::load(&folder, model, &device()?),
     }
-    Speech::load_on_processor(&folder().join(format), &registry.models[0])
 }
 
 fn load(format: &str, dtype: &str) -> (Arc<Text>, Speech) {

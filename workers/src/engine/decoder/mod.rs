@@ -76,12 +76,6 @@ impl Decoder {
         Self::load(path, model, &Device::Cpu)
     }
 
-    /// Loads it for the first GPU.
-    #[cfg(feature = "cuda")]
-    pub fn load_on_gpu(path: &Path, model: &Model) -> Result<(Arc<Text>, Self), LoadError> {
-        Self::load(path, model, &crate::engine::load::device()?)
-    }
-
     /// The logarithms of the probabilities that the model gives to each token but the first, after those before it.
     pub fn score(&mut self, tokens: &[u32]) -> Result<Vec<f32>, StepError> {
         let mut scores = Vec::with_capacity(tokens.len());

@@ -118,12 +118,6 @@ impl Speech {
         Self::load(folder, model, &Device::Cpu)
     }
 
-    /// Loads it for the first GPU.
-    #[cfg(feature = "cuda")]
-    pub fn load_on_gpu(folder: &Path, model: &Model) -> Result<(Arc<Text>, Self), LoadError> {
-        Self::load(folder, model, &crate::engine::load::device()?)
-    }
-
     /// The logits after each of some tokens, of a window of audio that begins at a frame.
     pub fn logits(&mut self, mel: &mel::Mel, first: usize, tokens: &[u32]) -> Result<Vec<Vec<f32>>, StepError> {
         let mut window = vec![0.0; self.encoder.frames() * mel.bands()];
