@@ -55,7 +55,8 @@ impl<K: Eq + Hash> Graphs<K> {
     }
 }
 
-#[cfg(all(test, feature = "emulated"))]
+#[cfg(test)]
+#[cfg(feature = "emulated")]
 mod tests {
     use std::cell::Cell;
 
