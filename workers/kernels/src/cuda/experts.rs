@@ -140,7 +140,7 @@ impl Choice {
         Ok(Self { weights, sorted, starts, rows, each })
     }
 
-    pub fn pairs(&self) -> usize {
+    fn pairs(&self) -> usize {
         self.rows * self.each
     }
 

@@ -78,16 +78,21 @@ impl Gpu {
         let count = self.step(inputs)?;
         self.logits.clear();
         self.tokens.clear();
-        if draws(inputs).any(|draw| draw.is_some()) {
+        let is_drawn: Vec<bool> = draws(inputs).map(|draw| draw.is_some()).collect();
+        if is_drawn.contains(&true) {
             fetch(&self.results.tokens.narrow(0, 0, count)?, &mut self.tokens)?;
         }
-        for (row, _) in draws(inputs).enumerate().filter(|(_, draw)| draw.is_none()) {
-            self.bring(row..row + 1)?;
+        let mut row = 0;
+        for alike in is_drawn.chunk_by(|one, next| one == next) {
+            if !alike[0] {
+                self.bring(row..row + alike.len())?;
+            }
+            row += alike.len();
         }
         let mut logits = self.logits.chunks_exact(self.model.vocabulary()?);
-        let after = draws(inputs).enumerate().map(|(row, draw)| match draw {
-            Some(_) => After::Token(self.tokens[row]),
-            None => After::Logits(logits.next().unwrap_or_default()),
+        let after = is_drawn.into_iter().enumerate().map(|(row, is_drawn)| match is_drawn {
+            true => After::Token(self.tokens[row]),
+            false => After::Logits(logits.next().unwrap_or_default()),
         });
         Ok(after.collect())
     }

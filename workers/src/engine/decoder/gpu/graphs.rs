@@ -11,8 +11,8 @@ const GRAPHS_MAX: usize = 128;
 
 /// What was launched, by what tells steps apart that launch differently.
 pub struct Graphs<K> {
-    /// The first step of a kind is launched as it is: what is done once may not be recorded. Its graph is there from the second
-    /// on.
+    /// The first step of a kind is launched as it is, since what a driver does once, such as to load a kernel, cannot be
+    /// recorded. Its graph is there from the second on.
     known: HashMap<K, Option<Graph>>,
     /// Not every GPU can record.
     is_on: bool,
